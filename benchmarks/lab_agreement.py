@@ -78,7 +78,7 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     from omegaconf import OmegaConf
     from transformers import AutoTokenizer
 
-    from verl_gsd.export.weights import write_model
+    from verl_gsd.export.weights import origins_of, write_model
     from verl_gsd.lab.training.engine import load_model
     from verl_gsd.lab.training.exact import exact_solver
     from verl_gsd.lab.training.policy import TokenSampling, end_tokens
@@ -86,7 +86,7 @@ def exact_of_stack(run: Path, step: int) -> float | None:
 
     config: Any = OmegaConf.load(RunDirectory(run).config)
     with tempfile.TemporaryDirectory() as folder:
-        write_model(checkpoint, Path(folder), "float32", OmegaConf.to_container(config))
+        write_model(checkpoint, Path(folder), "float32", origins_of(OmegaConf.to_container(config), distrust=None))
         model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
         ends = end_tokens(folder)
     prompts = held_out_prompts(config, tokenizer)

@@ -1,4 +1,4 @@
-"""A report of a long run, 1,000 steps of 1,024 prompts: time to make the page, and to open it in a browser.
+"""A report of a long run, 1,000 steps of 1,024 prompts: time to make, to watch and to open the page.
 
     python benchmarks/report.py
 
@@ -25,8 +25,10 @@ import publishing
 import pyarrow as pa
 import typer
 
+from verl_gsd.answer_counts import ENTRY
 from verl_gsd.records import schema, write_step
 from verl_gsd.report.build import build_sections, read_runs
+from verl_gsd.report.watch import PageCache
 
 SIZE = 8
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
@@ -46,18 +48,20 @@ def step_table(step: int, steps: int, prompts: int, rng: np.random.Generator) ->
         "judge_failed": rng.binomial(SIZE, 0.02, prompts),
         "judge_score": rng.uniform(3, 8, prompts),
     }
+    index = rng.integers(0, 50_000, prompts)
     columns = {
         "step": np.full(prompts, step),
         "attempt": np.ones(prompts),
         "fate": np.where(mixed, np.where(rng.random(prompts) < 0.9, "trained", "surplus"), "filtered"),
         "data_source": np.full(prompts, "made up"),
-        "index": rng.integers(0, 50_000, prompts),
+        "index": index,
         "size": np.full(prompts, SIZE),
         "correct": correct,
         "total": np.full(prompts, SIZE),
         "mean": correct / SIZE,
         "std": sigma,
         "kind": np.where(mixed, "mixed", np.where(correct > 0, "all_right", "all_wrong")),
+        "silent": ~mixed,
         "gain": sigma,
         "tokens": rng.integers(2_000, 16_000, prompts),
         "hadw_anchor": np.full(prompts, correct.mean() / SIZE),
@@ -65,13 +69,34 @@ def step_table(step: int, steps: int, prompts: int, rng: np.random.Generator) ->
         "hadw_factor_wrong": np.exp(correct / SIZE - correct.mean() / SIZE),
         "demonstrations": (correct == 0).astype(int),
         "silent_predicted": rate**SIZE + (1 - rate) ** SIZE,
+        "partial": np.zeros(prompts),
+        "earlier": np.zeros(prompts),
+        "mass": SIZE * sigma,
     }
     arrays = {name: pa.array(values) for name, values in columns.items()}
     arrays |= {name: pa.array(values, mask=~mixed) for name, values in of_mixed.items()}
+    cells, distinct = answers(index, correct, rng)
+    arrays |= {"answers": pa.array(cells, pa.binary()), "distinct_answers": pa.array(distinct)}
     fields = schema()
     absent = {name: pa.nulls(prompts) for name in fields.names if name not in arrays}
     arrays |= absent
     return pa.table({name: arrays[name].cast(fields.field(name).type) for name in fields.names}, fields)
+
+
+def answers(index: np.ndarray, correct: np.ndarray, rng: np.random.Generator) -> tuple[list[bytes], np.ndarray]:
+    """Final answers of the groups: the right answer, and up to three wrong ones.
+
+    Args:
+        index: (n,) the groups' prompts. The answers of a prompt are the same at all visits.
+        correct: (n,) the number of right responses.
+
+    Returns:
+        (n,) cells in the format of ``pack_answers``, and (n,) the number of different answers.
+    """
+    counts = np.column_stack([correct, rng.multinomial(SIZE - correct, [0.6, 0.3, 0.1])])
+    entries = np.zeros(counts.shape, ENTRY)
+    entries["digest"], entries["count"] = 4 * index[:, None] + 1 + np.arange(4), counts
+    return [cell[cell["count"] > 0].tobytes() for cell in entries], (counts > 0).sum(axis=1)
 
 
 def make_run(run: Path, steps: int, prompts: int) -> None:
@@ -88,6 +113,20 @@ def make_run(run: Path, steps: int, prompts: int) -> None:
         lines.append(json.dumps({"step": step, "data": data}))
     (run / "metrics").mkdir()
     (run / "metrics" / "attempt_1.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def watched_step_cpu_s(run: Path, steps: int, prompts: int, rounds: int) -> list[float]:
+    """Seconds of processor time in which ``report --watch`` rebuilds its page after a further step, of each round."""
+    rng = np.random.default_rng(1)
+    cache = PageCache([run])
+    cache.page()
+    seconds = []
+    for step in range(steps + 1, steps + rounds + 1):
+        write_step(run, step_table(step, steps, prompts, rng), step=step, attempt=1)
+        start = time.process_time()
+        cache.page()
+        seconds.append(time.process_time() - start)
+    return seconds
 
 
 def opened(page_file: Path, width: int, height: int, rounds: int) -> dict[str, float]:
@@ -138,6 +177,7 @@ def main(
             start = time.perf_counter()
             subprocess.run([Path(sys.executable).with_name("verl-gsd"), "report", run], check=True, capture_output=True)
             command.append(time.perf_counter() - start)
+        watched = watched_step_cpu_s(run, steps, prompts, rounds)
         page = run / "report.html"
         result = {
             "machine": publishing.machine(),
@@ -151,6 +191,7 @@ def main(
             "command_s_range": [min(command), max(command)],
             "charts": sum(len(section.panels) for section in sections),
             "page_mb": page.stat().st_size / 1e6,
+            "watched_step_cpu_s_range": [min(watched), max(watched)],
             "desk": opened(page, 1280, 900, rounds),
             "phone": opened(page, 390, 844, rounds),
         }

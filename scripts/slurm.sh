@@ -23,7 +23,6 @@ done
 gpus=${SLURM_GPUS_ON_NODE:?ask for accelerators: --gpus-per-node=N}
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*}
-port=$((20000 + 2 * (SLURM_JOB_ID % 6000))) # this and the next are the job's own, where nodes are shared
 # The allocation's size, before the words of the line, which may say otherwise: to the hardware group, for a recipe may
 # leave some of its GPUs to a reward model. A resume has the size of its run.
 case " $* " in
@@ -46,41 +45,41 @@ if [[ $(printf '%s\n' 2.59 "${version##* }" | sort -V | head -n 1) != 2.59 ]]; t
   exit 2
 fi
 # Ray makes its session folder writable for everyone. On each node it lies in a folder that only this user can enter.
+# When the node's Ray is up, it writes the cluster's address into that folder, and this prints it.
 # shellcheck disable=SC2016 # expanded on the node
-start='folder=$(mktemp -d "/tmp/ray_${SLURM_JOB_ID}_XXXXXX") && exec ray start --temp-dir="$folder/ray" "$@"'
+start='folder=$(mktemp -d "/tmp/ray_${SLURM_JOB_ID}_XXXXXX") || exit
+file=$folder/ray/ray_current_cluster
+{
+  until [[ -s $file ]]; do [[ -e /proc/$$/exe ]] || exit; sleep 1; done # exe is gone when Ray has ended
+  echo "$(<"$file")"
+} &
+exec ray start --temp-dir="$folder/ray" "$@" >&2'
 
-srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
-  bash -c "$start" ray --head --port="$port" --dashboard-host=0.0.0.0 --dashboard-port=$((port + 1)) --num-gpus="$gpus" --block &
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT # srun ends what it started
+# Ray takes free ports (0). Ray sends the token to its own ports when it starts, and another user could already listen at
+# a port that follows from the number of the job. The address has numbers and no name: at another address that the name
+# stands for, another user could still listen at the same port.
+exec {printed}< <(exec srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
+  bash -c "$start" ray --head --port=0 --dashboard-host=0.0.0.0 --dashboard-port=0 --num-gpus="$gpus" --block)
 ray=$!
-for ((waited = 0; ; waited++)); do
-  if (: >"/dev/tcp/$head/$((port + 1))") 2>/dev/null; then break; fi
-  if ! kill -0 "$ray" 2>/dev/null || ((waited == 300)); then
-    echo "slurm.sh: Ray's head on $head did not come up; what it printed is above" >&2
-    exit 1
-  fi
-  sleep 1
-done
-# The ports can be guessed, and Ray's head stays up without a dashboard if another user has taken its port. That user
-# would receive the token. A port is ours only if this user or root listens there.
-# shellcheck disable=SC2016 # expanded on the node
-listening='while read -r _ local _ state _ _ _ user _; do # a row of /proc/net/tcp; state 0A: it listens
-  for port; do [[ $state == 0A ]] && ((16#${local##*:} == port)) && echo "$port $user"; done
-done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null); true'
-owners=$(srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" bash -c "$listening" listening "$port" $((port + 1)))
-for ours in "$port" $((port + 1)); do
-  users=$(awk -v port="$ours" '$1 == port { print $2 }' <<<"$owners" | sort -u)
-  if [[ -z $users ]] || grep -qvxE "0|$(id -u)" <<<"$users"; then
-    echo "slurm.sh: port $ours of $head is not this job's Ray (users who listen there: ${users:-none}), so the cluster's" \
-      "token was not sent. Submit the job again: each job has other ports." >&2
-    exit 1
-  fi
-done
+trap 'kill "$ray" $(jobs -p) 2>/dev/null || true; wait "$ray" || true; wait' EXIT # srun ends what it started
+if ! read -r -t 300 -u "$printed" address; then
+  echo "slurm.sh: Ray's head on $head did not come up; what it printed is above" >&2
+  exit 1
+fi
+# Ray's head stays up without a dashboard if that fails. From the root folder, Python imports nothing of other people.
+server=$(cd / && python -c '
+import sys
+from ray.dashboard.utils import ray_address_to_api_server_url
+
+print(ray_address_to_api_server_url(sys.argv[1]))' "$address") || {
+  echo "slurm.sh: the job server of Ray's head on $head did not come up; the reason is above" >&2
+  exit 1
+}
+echo "slurm.sh: the job server is $server" >&2
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
-    bash -c "$start" ray --address="$head:$port" --num-gpus="$gpus" --block &
+    bash -c "$start" ray --address="$address" --num-gpus="$gpus" --block >/dev/null &
 fi
 
 # One job, or one per seed and value of a sweep; it ends when all have ended, with a code other than 0 if one failed.
-verl-gsd submit "${size[@]}" "$@" \
-  --runs "$RUNS" --address "http://$head:$((port + 1))"
+verl-gsd submit "${size[@]}" "$@" --runs "$RUNS" --address "$server"

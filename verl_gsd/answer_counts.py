@@ -17,7 +17,8 @@ from scipy.special import gammaln
 
 #: Different answers of a group that are kept, the most frequent first.
 MOST_ANSWERS = 64
-_ENTRY: np.dtype = np.dtype([("digest", "<u4"), ("count", "<u2")])
+#: One different answer in a cell.
+ENTRY: np.dtype = np.dtype([("digest", "<u4"), ("count", "<u2")])
 _LARGEST_COUNT = 2**16 - 1
 
 
@@ -30,7 +31,7 @@ def pack_answers(answers: Iterable[str]) -> bytes:
     """
     counts = Counter(map(_digest, answers))
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS]
-    return np.array([(digest, min(count, _LARGEST_COUNT)) for digest, count in frequent], dtype=_ENTRY).tobytes()
+    return np.array([(digest, min(count, _LARGEST_COUNT)) for digest, count in frequent], dtype=ENTRY).tobytes()
 
 
 def unpack_answers(cells: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,14 +41,14 @@ def unpack_answers(cells: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.n
         (n,) int64 row, (n,) uint32 digest, (n,) int64 count of each entry.
     """
     rows: list[np.ndarray] = [np.zeros(0, np.int64)]
-    entries: list[np.ndarray] = [np.zeros(0, _ENTRY)]
+    entries: list[np.ndarray] = [np.zeros(0, ENTRY)]
     first = 0
     for chunk in cells.chunks:
         _, offsets, data = chunk.cast(pa.binary()).buffers()
         bounds = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1] if len(chunk) else [0]
         if data is not None:
-            entries.append(np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].view(_ENTRY))
-            rows.append(np.repeat(np.arange(first, first + len(chunk)), np.diff(bounds) // _ENTRY.itemsize))
+            entries.append(np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].view(ENTRY))
+            rows.append(np.repeat(np.arange(first, first + len(chunk)), np.diff(bounds) // ENTRY.itemsize))
         first += len(chunk)
     entry = np.concatenate(entries)
     return np.concatenate(rows), entry["digest"], entry["count"].astype(np.int64)

@@ -34,14 +34,15 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "bool",
         "Whether the group teaches nothing: its rewards are all equal, or dynamic sampling evicted it. A length or "
         "format penalty can make the rewards of an `all_right` group differ; such a group is not silent if it is "
-        "trained on. Null without responses, and in files of version 5 and older, in which `kind` described the "
-        "rewards.",
+        "trained on. With `algorithm.use_kl_in_reward=true`, whose penalty makes equal rewards differ, it is whether "
+        "`mass` is 0, or dynamic sampling evicted the group. Null without responses, and in files of version 5 and "
+        "older, in which `kind` described the rewards.",
     ),
     RecordColumn(
         "gain",
         "float64",
         "sigma^(2 - alpha), and 0 for a silent group. For alpha > 1, sigma has a floor (`verl_gsd/dial.py`). Null "
-        "without responses, and where the estimator has no gain.",
+        "without responses, with `algorithm.use_kl_in_reward=true`, and where the estimator has no gain.",
     ),
     RecordColumn("tokens", "int64", "Tokens of all responses."),
     RecordColumn(

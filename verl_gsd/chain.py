@@ -12,7 +12,7 @@ Sigma is the standard deviation of the group's original rewards, unless the cent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -115,6 +115,7 @@ def advantages(
     mask: torch.Tensor | None = None,
     columns: Mapping[str, Any] | None = None,
     extensions: Mapping[str, Extension] | None = None,
+    metrics: MutableMapping[str, float] | None = None,
 ) -> torch.Tensor:
     """Run the chain that ``gsd``, the config section ``algorithm.gsd``, describes.
 
@@ -123,6 +124,7 @@ def advantages(
         gsd: ``alpha``, ``ddof``, ``eps`` and one section per extension that takes part.
         columns: see ``Rows.columns``.
         extensions: the run's extensions, which keep their state from step to step. None: they are built from ``gsd``.
+        metrics: gets the metrics of the division (``dial.floor_metrics``).
 
     Returns:
         (N,) in the rewards' dtype, float32 at least.
@@ -142,7 +144,10 @@ def advantages(
     if extensions is None:
         extensions = build(gsd)
     centred, stats = _centre(rows, extensions)
-    result = dial.divide(centred, stats, **settings, scale=dial.reward_scale(rewards, rows.stats))
+    scale = dial.reward_scale(rewards, rows.stats)
+    result = dial.divide(centred, stats, **settings, scale=scale)
+    if metrics is not None:
+        metrics.update(dial.floor_metrics(stats, alpha=settings["alpha"], ddof=settings["ddof"], scale=scale))
     for name, extension in extensions.items():
         if overrides(extension, "weight"):
             result = result * _per_row(call_hook(name, extension, "weight", rows, result), rows, name)

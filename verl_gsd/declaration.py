@@ -213,7 +213,7 @@ class Declaration:
         check_services: the same for servers, which may take seconds to answer. It is called only if the extension takes
             part, as the last check before Ray starts.
         longest_wait: the key of the section with the maximum number of seconds that a group waits for the extension.
-        unused_keys: a tuple of ``run.checks.unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
+        unused_keys: a tuple of ``unused_keys.UnusedKey``, as ``"module:NAME"``: keys that have no effect
             under a condition. They are checked even if the extension does not take part. A report advises none of them.
         audit: a function config -> ``audit.Effect`` or None, as ``"module:function"``. It describes what the extension
             does to advantages. It is called only if the extension takes part.

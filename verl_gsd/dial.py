@@ -133,6 +133,33 @@ def gain_of_sigma(sigma: torch.Tensor, size: torch.Tensor, *, alpha: float, scal
     return torch.where(sigma < floor, sigma * floor.pow(1 - alpha), gain)
 
 
+def floor_metrics(stats: GroupStats, *, alpha: float, ddof: int, scale: float) -> dict[str, float]:
+    """Metrics of the floor in ``divide``, over the mixed groups of a batch; empty if alpha <= 1 or no group is mixed.
+
+    - ``dial/floor/reward_scale``: s, the scale of the batch's rewards.
+    - ``dial/floor/sigma``: mean floor f. It depends on the size of a group.
+    - ``dial/floor/groups``: number of groups whose sigma is below their floor.
+
+    Args:
+        stats, scale, alpha, ddof: as for ``divide``.
+    """
+    mixed = ~stats.unanimous
+    if alpha <= 1 or not mixed.any():
+        return {}
+    floor, sigma = sigma_floor(stats.size, scale)[mixed], _sigma(stats, ddof)[mixed]
+    return {
+        "dial/floor/reward_scale": scale,
+        "dial/floor/sigma": float(floor.mean()),
+        "dial/floor/groups": float((sigma < floor).sum()),
+    }
+
+
+def _sigma(stats: GroupStats, ddof: int) -> torch.Tensor:
+    """(n_groups,) float64, the groups' standard deviations with divisor G - ``ddof``."""
+    size = stats.size.double()
+    return stats.std * (size / (size - ddof).clamp(min=1)).sqrt()
+
+
 def divide(
     centred: torch.Tensor, stats: GroupStats, *, alpha: float, ddof: int, eps: float, scale: float
 ) -> torch.Tensor:
@@ -149,11 +176,10 @@ def divide(
     check_dial_settings(alpha, ddof, eps)
     # Sigma is rounded before eps is added. The power and the quotient are computed in float64, and the quotient is
     # rounded once. For alpha = 1 and rewards of 0 and 1, the result equals that of verl's grpo bit for bit.
-    size = stats.size.double()
-    sigma = (stats.std * (size / (size - ddof).clamp(min=1)).sqrt()).to(centred.dtype)
+    sigma = _sigma(stats, ddof).to(centred.dtype)
     divisor = (sigma + eps).double().pow(alpha)
     if alpha > 1:
-        floor = sigma_floor(size, scale)
+        floor = sigma_floor(stats.size, scale)
         floored = (sigma + eps).double() * (floor + eps).pow(alpha - 1)
         divisor = torch.where(sigma.double() < floor, floored, divisor)
     silent = stats.per_row(stats.unanimous, elsewhere=True)  # a group of one is unanimous too

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+#: The key of the estimator.
+ESTIMATOR = "algorithm.adv_estimator"
 #: Estimators of verl and of this package under which a group whose rewards are all equal has advantages of 0.
 GROUP_BASELINES = frozenset(
     {

@@ -14,14 +14,17 @@ from verl_gsd.regular_files import read_regular
 _DEEPEST = 100
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, within: Path) -> Any:
     """Return the content of a YAML file as dicts, lists and scalars; None if the file does not exist.
+
+    Args:
+        within: the folder of the run. A file outside it, to which a link leads, is not read.
 
     Raises:
         ValueError: the file cannot be read, or ``parse_yaml`` rejects it; the message names it.
     """
     try:
-        return parse_yaml(read_regular(path))
+        return parse_yaml(read_regular(path, within=within))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 #: Always in /tmp, because the path of a socket may have at most 107 characters and TMPDIR may be long.
 _PREFIX = "/tmp/verl_gsd_"
-#: First parts of the folder names: for a Ray node, and for one command. Other folders are never removed.
+#: First parts of the folder names: for a run on one node, and for one command. Other folders are never removed.
 _KINDS = ("weights_", "run_")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 #: Prefix of the files that name a shared memory segment.
@@ -35,13 +35,16 @@ class UnsafeFolderError(RuntimeError):
     """The path is not a folder that only this user can enter."""
 
 
-def node_folder(node: str) -> str:
-    """The folder that the processes of one Ray node share. This process holds it until it ends.
+def node_folder(mark: str) -> str:
+    """The folder that a run's processes on one node share. This process holds it until it ends.
+
+    Args:
+        mark: 16 letters or digits that others cannot guess: whoever creates the folder first decides who can use it.
 
     Raises:
         UnsafeFolderError: the folder belongs to another user, other users can enter it, or it is not a folder.
     """
-    return _hold(f"{_PREFIX}weights_{node[:16]}")
+    return _hold(f"{_PREFIX}weights_{mark}")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from verl_gsd.base_names import RECORD_COLUMNS
 from verl_gsd.declaration import RecordColumn
 from verl_gsd.extension import RecordValue, declarations
 from verl_gsd.groups import Group, group_stats
+from verl_gsd.regular_files import open_regular
 from verl_gsd.rundir import RunDirectory, merge_attempts
 from verl_gsd.writing import atomic_write
 
@@ -81,6 +82,7 @@ def step_records(
     step: int,
     attempt: int,
     alpha: float | None,
+    kl_in_reward: bool = False,
     unrated: Collection[str] = (),
 ) -> pa.Table:
     """Return the records of one step, one row per group, in the order in which the groups left.
@@ -91,6 +93,8 @@ def step_records(
     Args:
         alpha: the dial's exponent, for the gain sigma^(2 - alpha) of arXiv 2607.00152, with the floor of ``dial`` for
             alpha > 1. None if the estimator has no such exponent; the gain is then null.
+        kl_in_reward: whether verl subtracts a KL penalty from the rewards after they were recorded. Recorded rewards
+            then tell neither the gain, which is null, nor whether a group is silent, which its mass tells.
         unrated: data sources without accuracies because of an earlier step. Those of ``unrated_sources`` in this step
             have none either.
 
@@ -108,7 +112,7 @@ def step_records(
         stats = group_stats(rewards, np.repeat(np.arange(len(groups)), sizes))
         for values, values_of_nonempty in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             values[sizes > 0] = values_of_nonempty.numpy()
-        if alpha is not None:
+        if alpha is not None and not kl_in_reward:
             by_sigma = dial.gain_of_sigma(stats.std, stats.size, alpha=alpha, scale=dial.reward_scale(rewards, stats))
             gain[sizes > 0] = by_sigma.masked_fill(stats.unanimous, 0).numpy()
     unrated = {*unrated, *unrated_sources(groups)}
@@ -119,7 +123,8 @@ def step_records(
     total = np.array([len(values) for values in accuracies])
     empty = sizes == 0
     # Dynamic sampling may compare another value than the rewards, so the rewards of an evicted group can differ.
-    silent = unanimous | np.array([entry.fate == "filtered" for entry in left], dtype=bool)
+    has_no_gradient = np.array([entry.mass == 0 for entry in left], dtype=bool) if kl_in_reward else unanimous
+    silent = has_no_gradient | np.array([entry.fate == "filtered" for entry in left], dtype=bool)
     gain[silent] = 0
     values_by_name = {
         "step": np.full(len(groups), step),
@@ -134,7 +139,7 @@ def step_records(
         "std": pa.array(std, mask=empty),
         "kind": [_kind(group) for group in groups],
         "silent": pa.array(silent, mask=empty),
-        "gain": pa.array(gain, mask=empty | (alpha is None)),
+        "gain": pa.array(gain, mask=empty | (alpha is None or kl_in_reward)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
         "demonstrations": [group.demonstrations for group in groups],
         "silent_predicted": pa.nulls(len(groups)),
@@ -395,7 +400,7 @@ class RecordReader:
         state = (stat.st_size, stat.st_mtime_ns)
         known, table = self._tables.get(path, (None, None))
         if known != state:
-            table = _read(path, self._columns, self._leave_out)
+            table = _read(path, self._run, self._columns, self._leave_out)
             self._tables[path] = state, table
         return table
 
@@ -429,12 +434,11 @@ def _current_files(run: Path) -> dict[int, Path]:
     )
 
 
-def _read(path: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
-    if path.exists() and not path.is_file():  # opening a named pipe would never end
-        raise ValueError(f"{path}: cannot be read as records: it is not a regular file")
+def _read(path: Path, run: Path, columns: Sequence[str] | None, leave_out: Collection[str]) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read([name for name in columns or file.schema_arrow.names if name not in leave_out])
+        with open_regular(path, within=run) as content, pq.ParquetFile(content) as file:
+            names = [name for name in columns or file.schema_arrow.names if name not in leave_out]
+            table = file.read(names, use_threads=False)  # files are small, so threads would cost more than they save
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: cannot be read as records: {error}") from error
     version = int((table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"0"))

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from verl_gsd.checkpoints import step_of, whole_checkpoints
-from verl_gsd.plain_data import parse_json
+from verl_gsd.plain_data import parse_json, read_yaml
+from verl_gsd.regular_files import open_regular
 from verl_gsd.scalars import is_number, is_whole
 
 #: A metric that verl logs with every training step, but not with the validation before the first step.
@@ -33,6 +34,9 @@ EXACT = "exact/accuracy"
 #: Our trainer's metric of the mean reward of all responses that were generated, in steps in which some were not trained
 #: on. verl's ``critic/score/mean`` is that of the batch trained on.
 GENERATED_REWARD = "group/reward/generated"
+#: Our trainer's metric, 1 in each step, if the data sets the number of rollouts per prompt (``extension.ROLLOUTS``).
+#: ``actor_rollout_ref.rollout.n`` then has no effect on the sizes of groups.
+SIZES_IN_DATA = "group/sizes_in_data"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
 #: The start of our trainer's metric names of the number of held-out responses whose ``acc`` lies outside [0, 1]. The
@@ -89,6 +93,15 @@ class RunDirectory:
     def sources(self) -> Path:
         """Only in runs of the laboratory: hashes of what the run was made from."""
         return self.path / "sources.yaml"
+
+    def read_yaml(self, path: Path) -> Any:
+        """The content of ``config``, ``overrides`` or ``sources``; None if the file does not exist.
+
+        Raises:
+            ValueError: the file cannot be read, a link leads to a file outside the run, or ``parse_yaml`` rejects the
+                content. The message names the file.
+        """
+        return read_yaml(path, within=self.path)
 
     def metrics(self, attempt: int) -> Path:
         return self.path / "metrics" / f"attempt_{attempt}.jsonl"
@@ -160,6 +173,7 @@ class MetricsReader:
     """Reads a metrics file while it is being written, and yields each line once.
 
     Args:
+        path: RUN/metrics/attempt_A.jsonl.
         skip_damaged: whether lines that cannot be parsed are skipped instead of raising. A full disk can cut off a
             line, and the run may continue after it.
     """
@@ -170,10 +184,15 @@ class MetricsReader:
         self._offset = 0
 
     def new(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, scalars) of every line completed since the last call; NaN where verl logged null."""
+        """(step, scalars) of every line completed since the last call; NaN where verl logged null.
+
+        Raises:
+            ValueError: a line cannot be parsed, and damaged ones are not skipped. The next call continues after it.
+            OSError: the file cannot be read, or a link leads to a file outside RUN.
+        """
         if not self._path.is_file():
             return
-        with self._path.open("rb") as lines:
+        with open_regular(self._path, within=self._path.parents[1]) as lines:
             lines.seek(self._offset)
             for line in lines:
                 if not line.endswith(b"\n"):

@@ -129,7 +129,7 @@ def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | N
 def saved_torch_version(checkpoint: Path) -> str | None:
     """The version of torch that wrote ``checkpoint``; None if there is no state, or it does not name a version."""
     try:
-        content = parse_json(read_regular(checkpoint / FOLDER / "state.json"))
+        content = parse_json(read_regular(checkpoint / FOLDER / "state.json", within=checkpoint))
     except (OSError, ValueError):
         return None
     torch = content.get("torch") if isinstance(content, dict) else None

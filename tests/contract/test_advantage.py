@@ -135,6 +135,19 @@ def test_a_session_with_several_outputs_counts_once_and_all_outputs_get_its_adva
     assert not torch.equal(several, advantage_a_row(rewards, uids))
 
 
+def test_the_metrics_of_the_floor_are_those_of_the_batch_without_padding():
+    """A row of padding must not set the scale of the rewards."""
+    rewards, uids = [0.5, 0.5001, 1.0, 0.0, -100.0], ["a", "a", "b", "b", "pad"]
+    keys = ["a_0_0", "a_1_0", "b_0_0", "b_1_0", "pad_0_0"]
+    with batch_context(keys, {}, {}) as context:
+        gsd_advantage(**batch(rewards), index=np.array(uids, dtype=object), config=algorithm(alpha=2.0))
+    assert context.metrics == {
+        "dial/floor/reward_scale": 1,
+        "dial/floor/sigma": pytest.approx(1 / (2 * 2**0.5)),
+        "dial/floor/groups": 1,
+    }
+
+
 def test_sessions_with_one_output_each_change_nothing_and_padding_is_excluded():
     rewards, uids = [1, 0, 0, 0], ["a", "a", "a", "pad"]
     alone = advantage_a_row(rewards, uids)

@@ -1,6 +1,7 @@
 """What DaGRPO assumes of verl, a fact a test: an upgrade that changes one fails here, by name."""
 
 import asyncio
+import json
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -160,6 +161,35 @@ def test_metrics_of_a_step_are_of_the_rows_it_is_given(monkeypatch):
     assert [call.args[0] for call in ran.calls._compute_metrics.call_args_list] == ran.batches
     metrics, _ = compute_metrics(MemoryQueue.installed(monkeypatch), [1.0, 0.0, 5.0], used=2)
     assert metrics["critic/score/mean"] == 0.5 and metrics["critic/score/max"] == 1
+
+
+def test_dumps_of_rollouts_mark_the_rows_that_the_policy_did_not_generate_in_this_step(queue, tokenizer, tmp_path):
+    """``verl-gsd plan`` and ``verify`` leave them out. verl sorts the rows. Dumps of validations stay as they are."""
+    from verl_gsd.trainer.rows import DEMONSTRATED_BY, GENERATED_IN, REPLACED
+    from verl_gsd.trainer.trainer import GSDTrainerSync
+
+    rows = [("u_2_0", "earlier", {GENERATED_IN: 1}), ("u_1_0", "theirs", {DEMONSTRATED_BY: "expert"})]
+    rows += [("u_0_0", "wrong", {}), ("u_3_0", "mine", {DEMONSTRATED_BY: "self", REPLACED: [0.25, 0.0, 3.0]})]
+    for key, text, tag in rows:
+        ids = torch.tensor(tokenizer.encode(text))
+        row = {"uid": key, "prompts": ids, "responses": ids, "rm_scores": torch.zeros(len(ids))}
+        queue.kv_put(key, "train", row | {"reward_model": {"ground_truth": "5"}}, tag)
+    tags = [queue.tag(key) for key, _, _ in rows]
+    batch = KVBatchMeta(partition_id="train", keys=[key for key, _, _ in rows], tags=tags)
+    trainer = bare(GSDTrainerSync, global_steps=3, tokenizer=tokenizer)
+    trainer._init_dump_executor()
+    trainer._log_rollout_data(batch, {}, str(tmp_path))
+    trainer._dump_generations(["in"], ["out"], ["5"], [1.0], {"uid": ["v"]}, str(tmp_path / "validation"))
+    trainer._shutdown_dump_executor()
+    dumped = [json.loads(line) for line in (tmp_path / "3.jsonl").open()]
+    assert [(row["output"], row["gsd_origin"], row["gsd_replaced_score"]) for row in dumped] == [
+        ("wrong", "policy", None),
+        ("theirs", "expert", None),
+        ("earlier", "earlier", None),
+        ("mine", "self", 0.25),
+    ]
+    (validated,) = map(json.loads, (tmp_path / "validation" / "3.jsonl").open())
+    assert validated.keys() == {"input", "output", "gts", "score", "step", "uid"}
 
 
 def test_an_update_begins_by_forgetting_gradients_so_that_the_probe_leaves_none():

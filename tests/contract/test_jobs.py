@@ -1,5 +1,6 @@
 """verl's checks of submitted jobs, and our commands against Ray's job server."""
 
+import asyncio
 import importlib.metadata
 import io
 import json
@@ -9,13 +10,17 @@ import socket
 import threading
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
 import ray
 import yaml
+from aiohttp import web
 from canaries import CANARIES, canaries_in, files_with_a_canary
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
 from running import verl_gsd
 from typer.testing import CliRunner
 
@@ -192,6 +197,147 @@ def test_nothing_is_sent_to_another_user_who_takes_the_port_later(monkeypatch):
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()  # nobody has connected
+
+
+@as_root
+def test_nothing_is_sent_to_another_user_who_takes_the_port_between_the_check_and_the_connection(monkeypatch):
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    with token_server(0) as (address, tokens):
+        client = cluster.connect(address)
+        client._headers["authorization"] = "Bearer secret"
+        client.list_jobs()
+        assert "Bearer secret" in tokens
+    monkeypatch.setattr(cluster, "_check_listener", lambda _: None)  # the server ended after the check
+    os.seteuid(NOBODY)
+    try:
+        server = socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))
+    finally:
+        os.seteuid(0)
+    with server:
+        for request in (client.list_jobs, lambda: follow(client, "a", lambda text: None)):
+            with pytest.raises(cluster.ClusterError, match=rf"another user of this machine \(id {NOBODY}\)"):
+                request()
+            with server.accept()[0] as connection:
+                assert connection.recv(1) == b"", "it was closed, and nothing was sent"
+
+
+class ProxyStub(BaseHTTPRequestHandler):
+    """A proxy that passes on nothing: every request to it ends with an error."""
+
+    received: ClassVar[list[tuple[str, str]]]  # (request line, headers)
+
+    def _refuse(self):
+        self.received.append((self.requestline, str(self.headers)))
+        self.send_error(502)
+
+    do_GET = do_CONNECT = _refuse  # noqa: N815  # names that http.server looks for
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """What a proxy receives that the environment names in each way that requests knows."""
+
+    class Proxy(ProxyStub):
+        received: ClassVar = []
+
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c" * 64)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield Proxy.received
+        server.shutdown()
+        thread.join()
+
+
+def status_with_token(address):
+    """``verl-gsd status`` in a process of its own: Ray reads the token once per process."""
+    return verl_gsd("status", "--address", address, env=os.environ)
+
+
+@as_root
+def test_a_proxy_receives_nothing_of_a_request_over_http(proxy):
+    with token_server(0) as (address, tokens):
+        done = status_with_token(address)
+    assert done.returncode == 0, done.stderr
+    assert set(tokens) == {f"Bearer {'c' * 64}"} and proxy == []
+
+
+def test_a_proxy_learns_only_the_host_of_a_request_over_https(proxy):
+    done = status_with_token("https://head.invalid:8265")
+    assert done.returncode == 2 and "no job server answers there" in re.sub(r"\s+", " ", done.stderr)
+    assert proxy and all(request == "CONNECT head.invalid:8265 HTTP/1.0" for request, _ in proxy)
+    assert not any("c" * 64 in headers for _, headers in proxy)
+
+
+def test_our_requests_are_those_of_rays_client(monkeypatch):
+    """Ray's methods make their connections themselves, so that ours replace them."""
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    received = []
+
+    @web.middleware
+    async def record(request, handler):
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers.pop("sec-websocket-key", "")  # random
+        received.append((request.method, request.raw_path, headers, await request.read()))
+        return await handler(request)
+
+    async def answer(request):
+        version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        return web.json_response(version, status=401 if request.path == "/refused" else 200)
+
+    async def log(request):
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        await stream.send_str("one\n")
+        await stream.send_str("two\n")
+        if request.match_info["job"] == "broken":
+            request.transport.abort()
+        return stream
+
+    async def texts(stream):
+        seen = []
+        try:
+            async for text in stream:
+                seen.append(text)
+        except (RuntimeError, ConnectionError):  # both are lost connections for the reader of a log
+            seen.append("broken")
+        return seen
+
+    async def compare():
+        app = web.Application(middlewares=[record])
+        app.add_routes([web.get("/api/jobs/{job}/logs/tail", log), web.route("*", "/{path:.*}", answer)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        client = await asyncio.to_thread(cluster.connect, f"http://127.0.0.1:{runner.addresses[0][1]}")
+        client._headers["authorization"] = "Bearer secret"
+        for options in ({}, {"json_data": {"a": 1}}, {"data": b"package"}, {"params": {"b": 2}}):
+            for send in (client._do_request, partial(JobSubmissionClient._do_request, client)):
+                assert (await asyncio.to_thread(send, "PUT", "/some/path", **options)).status_code == 200
+            assert received[-1] == received[-2] and received[-1][2]["authorization"] == "Bearer secret"
+        for send in (client._do_request, partial(JobSubmissionClient._do_request, client)):
+            with pytest.raises(AuthenticationError):
+                await asyncio.to_thread(send, "GET", "/refused")
+        for job, end in (("a", []), ("broken", ["broken"])):
+            ours = await texts(client.tail_job_logs(job))
+            assert ours == await texts(JobSubmissionClient.tail_job_logs(client, job)) == ["one\n", "two\n", *end]
+            assert received[-1] == received[-2] and received[-1][2]["authorization"] == "Bearer secret"
+        await runner.cleanup()
+
+    asyncio.run(compare())
 
 
 @pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:x"])

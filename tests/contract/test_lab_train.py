@@ -380,13 +380,16 @@ def test_sampling_the_reference_and_the_update_use_the_temperature_of_rollouts(t
 
 def test_the_kl_penalty_changes_the_rewards_and_the_gradient(trained, plain):
     words = ("algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.kl_coef=1")
-    metrics = metrics_of(trained(*PLAIN, *words)[1])
+    _, run, _ = trained(*PLAIN, *words)
+    metrics = metrics_of(run)
     # In step 1 the policy is the reference, so that step 2 samples the same responses as without a penalty.
     assert metrics[1]["critic/rewards/mean"] == pytest.approx(metrics[1]["critic/score/mean"], abs=1e-6)
     assert metrics[2]["critic/score/mean"] == plain[2]["critic/score/mean"]
     assert abs(metrics[2]["critic/rewards/mean"] - metrics[2]["critic/score/mean"]) > 1e-4
     assert metrics[1]["actor/grad_norm"] == pytest.approx(plain[1]["actor/grad_norm"], rel=1e-4)
     assert metrics[2]["actor/grad_norm"] != pytest.approx(plain[2]["actor/grad_norm"], rel=1e-3)
+    records = read_records(run.path).to_pylist()
+    assert all(row["gain"] is None and row["silent"] == (row["mass"] == 0) for row in records)
 
 
 def test_the_entropy_coefficient_changes_the_gradient(trained, plain):

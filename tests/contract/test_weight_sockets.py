@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,8 @@ def test_two_runs_load_their_own_weights(runs, processes):
     first, second = runs
     for run in runs:
         assert run.sender == run.receiver, "both sides compute the same path without talking to each other"
+        mark = Path(run.sender).parent.name.rpartition("_")[2]
+        assert re.fullmatch("[0-9a-f]{16}", mark) and mark not in run.command_lines, "ps shows Ray's ids to everyone"
     processes.send(second.sender, 2.0)
     at_first = processes.receive(first.receiver)
     processes.send(first.sender, 1.0)
@@ -202,7 +205,7 @@ def test_vllms_own_sockets_are_in_the_folder(prefix, monkeypatch):
     from vllm import envs
     from vllm.utils import network_utils
 
-    monkeypatch.setenv(weight_sockets.NODE, "ef" * 28)
+    monkeypatch.setenv(weight_sockets.MARK, "ef" * 8)
     monkeypatch.setenv("VLLM_RPC_BASE_PATH", "")
     monkeypatch.delenv("VLLM_RPC_BASE_PATH")
 

@@ -13,7 +13,7 @@ from running import TASK, verl_gsd
 from verl_gsd import private_folders
 from verl_gsd.trainer import weight_sockets
 
-NODE, JOB = "cd" * 28, "01000000"
+MARK, JOB = "cd" * 8, "01000000"
 
 
 @pytest.mark.minutes(2)
@@ -24,12 +24,12 @@ def test_vllm_loads_the_plugin_in_the_process_that_receives():
     script = str(SUPPORT / "vllm_engine.py")
     code = f"import verl, runpy, sys; sys.argv[0] = {script!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     environment = {"VERL_GSD_CPU": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment |= {weight_sockets.NODE: NODE, "VERL_RAY_JOB_ID": JOB}
+    environment |= {weight_sockets.MARK: MARK, "VERL_RAY_JOB_ID": JOB}
     words = sys.executable, "-c", code, TASK / "model"
     done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     (handles,) = re.findall(r"^HANDLES (.*)$", done.stdout, re.MULTILINE)
-    folder = Path(f"{private_folders._PREFIX}weights_{NODE[:16]}")
+    folder = Path(f"{private_folders._PREFIX}weights_{MARK}")
     assert handles == f"['ipc://{folder}/rl-colocate-zmq-{JOB}-replica-0-rank-0.sock']"
     private_folders.remove_unused()
     assert not folder.exists()

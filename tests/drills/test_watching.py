@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,8 +51,8 @@ NAMED = re.compile(r"2 of 2 jobs did not succeed: \S+-seed_1 \(FAILED\), \S+-see
 
 SLURM = {
     "scontrol": "echo localhost",
-    # Runs what it is given on this machine, as a node would; Ray in a folder of its own and with less memory.
-    "srun": 'while [[ $1 == --* ]]; do shift; done; [[ "$*" != *" --head "* ]] || set -- "$@" --temp-dir="$FOLDER" '
+    # Runs what it is given on this machine, as a node would; Ray with less memory.
+    "srun": 'while [[ $1 == --* ]]; do shift; done; [[ "$*" != *" --head "* ]] || set -- "$@" '
     + " ".join(SMALL)
     + '; exec "$@"',
 }
@@ -66,12 +67,14 @@ def test_a_sweep_under_slurm_ends_when_its_last_run_has(environment, tmp_path):
         done = subprocess.run(
             ["bash", ROOT / "scripts/slurm.sh", *LINE, "--seeds", "1,2"],
             env=environment
-            | {"PATH": f"{tmp_path}:{environment['PATH']}", "FOLDER": folder, "RUNS": f"{folder}/runs"}
+            | {"PATH": f"{tmp_path}:{environment['PATH']}", "RUNS": f"{folder}/runs"}
             | {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "1"}
             | {"SLURM_JOB_NODELIST": "localhost"},
             capture_output=True,
             text=True,
         )
+    for session in Path("/tmp").glob(f"ray_{os.getpid()}_*"):
+        shutil.rmtree(session, ignore_errors=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert WATCHED.search(done.stdout) and NAMED.search(done.stderr), done.stdout + done.stderr
 

@@ -6,6 +6,7 @@ import threading
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
 
+import psutil
 import torch
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
@@ -75,7 +76,7 @@ def _sockets_of_a_run(model, replica):
     from verl_gsd.trainer import weight_sockets
 
     os.environ |= {"RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for name in (weight_sockets.NODE, "VERL_REPLICA_RANK", "VERL_RAY_JOB_ID"):  # of another run
+    for name in (weight_sockets.MARK, "VERL_REPLICA_RANK", "VERL_RAY_JOB_ID"):  # of another run
         os.environ.pop(name, None)
     config = RolloutConfig(name="vllm", tensor_model_parallel_size=1)
     arguments = {"config": config, "model_config": HFModelConfig(path=model), "replica_rank": replica}
@@ -97,6 +98,7 @@ def _sockets_of_a_run(model, replica):
         return {
             "sender": sender.zmq_handle,
             "receiver": vLLMColocateWorkerExtension._get_zmq_handle(worker),
+            "command_lines": str([process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]),
             "verls_sender": plain.zmq_handle,
             "verls_receiver": vLLMColocateWorkerExtension._get_zmq_handle.__wrapped__(worker),
         }

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.dial import centre, dial_advantage, gain_of_sigma, reward_scale
+from verl_gsd.dial import centre, dial_advantage, floor_metrics, gain_of_sigma, reward_scale
 from verl_gsd.groups import group_stats
 
 alphas = st.floats(-3, 3) | st.sampled_from([0.0, 1.0, 2.0, -1.0])
@@ -258,6 +258,23 @@ def test_the_dial_has_no_jump_at_alpha_1():
     values, labels = torch.tensor([0.5, 0.5001, 0.5, 0.4998, 0.0, 1.0], dtype=torch.float64), [0, 0, 0, 0, 1, 1]
     grpo, beyond = (dial_advantage(values, labels, alpha=alpha) for alpha in (1.0, 1 + 1e-9))
     torch.testing.assert_close(beyond, grpo, rtol=1e-6, atol=0)
+
+
+def test_metrics_of_the_floor_count_the_groups_that_it_changes():
+    """Their sigmas have the divisor of the dial, and unanimous groups do not count."""
+    values = [0.0, 1.0, 0.5, 0.5, 0.83, 0.8301, 0.4, 0.4, 0.9, 0.9002]
+    rewards, index = torch.tensor(values), [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    stats = group_stats(rewards.double(), index)
+    scale = reward_scale(rewards, stats)
+    got = floor_metrics(stats, alpha=2.0, ddof=1, scale=scale)
+    floors = [scale / (2 * math.sqrt(size)) for size in (4, 2, 2)]
+    assert got.keys() == {"dial/floor/reward_scale", "dial/floor/sigma", "dial/floor/groups"}
+    assert got["dial/floor/reward_scale"] == scale == 1
+    assert got["dial/floor/sigma"] == pytest.approx(sum(floors) / 3)
+    changed = dial_advantage(rewards, index, alpha=2.0) != without_floor(values, index, 2.0, 1, 1e-6)
+    assert got["dial/floor/groups"] == len({index[row] for row in torch.nonzero(changed).flatten().tolist()}) == 2
+    assert floor_metrics(stats, alpha=1.0, ddof=1, scale=scale) == {}
+    assert floor_metrics(group_stats(rewards[6:8], [2, 2]), alpha=2.0, ddof=1, scale=1.0) == {}, "no mixed group"
 
 
 def test_rows_of_no_group_do_not_set_the_scale_of_the_floor():

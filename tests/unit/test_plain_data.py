@@ -23,16 +23,16 @@ def test_damaged_or_hostile_yaml_is_an_error_that_names_the_file(tmp_path, text,
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)config\.yaml: cannot be read: .*({message})"):
-        read_yaml(path)
+        read_yaml(path, within=tmp_path)
 
 
 def test_ordinary_yaml_is_read_and_a_missing_file_is_none(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [1, {b: null}]\nc: ['*d', '&e']\n")
-    assert read_yaml(tmp_path / "config.yaml") == {"a": [1, {"b": None}], "c": ["*d", "&e"]}
-    assert read_yaml(tmp_path / "none.yaml") is None
+    assert read_yaml(tmp_path / "config.yaml", within=tmp_path) == {"a": [1, {"b": None}], "c": ["*d", "&e"]}
+    assert read_yaml(tmp_path / "none.yaml", within=tmp_path) is None
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     with pytest.raises(ValueError, match=r"latin\.yaml: cannot be read"):
-        read_yaml(tmp_path / "latin.yaml")
+        read_yaml(tmp_path / "latin.yaml", within=tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000 + "1" + "}" * 200_000, "9" * 5000, "{"])

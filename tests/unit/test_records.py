@@ -39,6 +39,21 @@ def rows(*left, step=1, attempt=1, alpha=1.0):
     return step_records([LeftGroup(*entry) for entry in left], step=step, attempt=attempt, alpha=alpha)
 
 
+def test_with_a_kl_penalty_in_the_reward_the_mass_tells_whether_a_group_is_silent():
+    """Records have the rewards before the penalty, which makes equal ones differ. They do not tell the gain, either."""
+    equal, unequal = group([1, 1]), group([0, 1])
+    left = [LeftGroup(equal, "trained", {}, 0.5), LeftGroup(unequal, "trained", {}, 1.0)]
+    left += [LeftGroup(equal, "trained", {}, 0.0), LeftGroup(unequal, "filtered"), LeftGroup(equal, "surplus")]
+    penalized = step_records(left, step=1, attempt=1, alpha=1.0, kl_in_reward=True)
+    assert penalized["silent"].to_pylist() == [False, False, True, True, False]
+    assert penalized["gain"].null_count == len(left)
+    assert penalized["kind"].to_pylist() == ["all_right", "mixed", "all_right", "mixed", "all_right"]
+    metrics = group_metrics(penalized)
+    assert "dial/gain/mean" not in metrics and metrics["dial/gain_share/easy"] == pytest.approx(0.5 / 1.5)
+    plain = step_records(left, step=1, attempt=1, alpha=1.0)
+    assert plain["silent"].to_pylist() == [True, False, True, True, True]
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
 def test_figures_of_a_group(alpha):
     (row,) = rows((group([0, 1, 1, 1]), "trained"), step=3, attempt=2, alpha=alpha).to_pylist()

@@ -40,6 +40,46 @@ def test_what_is_not_a_regular_file_is_not_read(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    run, private = tmp_path / "run", tmp_path / "private"
+    (run / "below").mkdir(parents=True)
+    private.mkdir()
+    (private / "file").write_bytes(b"secret")
+    (run / "below" / "file").write_bytes(b"abc")
+    (run / "inside").symlink_to("below/file")
+    (run / "outside").symlink_to(private / "file")
+    (run / "folder").symlink_to(private)
+    (tmp_path / "alias").symlink_to(run)
+    assert read_regular(tmp_path / "alias" / "inside", within=tmp_path / "alias") == b"abc"
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for path in (run / "outside", run / "folder" / "file", run / ".." / "private" / "file"):
+        assert read_regular(path) == b"secret"
+        with pytest.raises(OSError, match=f"a link leads out of {run}"):
+            read_regular(path, within=run)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_link_that_is_changed_after_the_file_is_open_hides_nothing(tmp_path, monkeypatch):
+    """The place of the open file counts. Another user could change the link between opening and checking."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "private").write_bytes(b"secret")
+    (tmp_path / "run" / "harmless").write_bytes(b"abc")
+    link = tmp_path / "run" / "file"
+    link.symlink_to(tmp_path / "private")
+    opened = os.open
+
+    def stub_that_changes_the_link(path, *arguments, **options):
+        descriptor = opened(path, *arguments, **options)
+        if path == link:
+            link.unlink()
+            link.symlink_to("harmless")
+        return descriptor
+
+    monkeypatch.setattr(os, "open", stub_that_changes_the_link)
+    with pytest.raises(OSError, match="a link leads out"):
+        read_regular(link, within=tmp_path / "run")
+
+
 REFUSED = "it is not a regular file"
 #: What reads a file of a run: (the file, code that reads it, what the code prints or raises).
 READERS = {
@@ -68,7 +108,7 @@ READERS = {
     "curves": ("curves.json", "from verl_gsd.compare.comparison_file import read_curves; read_curves(path)", REFUSED),
     "an evaluation": (
         "result.json",
-        "from verl_gsd.evaluation.results import read_result; read_result(path.parent)",
+        "from verl_gsd.evaluation.results import read_result; read_result(path.parent, within=path.parent)",
         REFUSED,
     ),
     "a state": (

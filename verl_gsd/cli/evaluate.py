@@ -88,7 +88,7 @@ def evaluate(
             raise ValueError("--verifier-url and --verifier-model only work together. Use both, or neither")
         llm_verifier = _llm_verifier(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
-        folder = output or default_output(checkpoint)
+        folder = output or _checked_default_output(checkpoint)
         others = _read_others(against, benches)
         out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
         default_max_tokens, template_options = _training_settings(checkpoint)
@@ -134,6 +134,24 @@ def default_output(checkpoint: str) -> Path:
     return path.parent / FOLDER / path.name if path.name.startswith("global_step_") else Path(FOLDER) / path.name
 
 
+def _checked_default_output(checkpoint: str) -> Path:
+    """The default output folder, if no link in somebody else's run leads it to other files of this user.
+
+    Raises:
+        ConfigError: a link does so.
+    """
+    from verl_gsd.errors import ConfigError
+
+    folder = default_output(checkpoint)
+    run = folder.parents[1]
+    if folder.resolve() != run.resolve() / folder.relative_to(run):
+        raise ConfigError(
+            f"--output: the default is {folder}, and a link leads from there to {folder.resolve()}. Files there would "
+            "be replaced. Set --output to a folder of your own"
+        )
+    return folder
+
+
 def _read_others(against: Path | None, benches: Sequence[Bench]) -> dict[str, BenchResult]:
     """The results of the evaluation ``against``, by benchmark."""
     from verl_gsd.evaluation.results import RESULT, read_result
@@ -144,7 +162,8 @@ def _read_others(against: Path | None, benches: Sequence[Bench]) -> dict[str, Be
     folder = against if is_evaluation else default_output(str(against))
     if not folder.is_dir():
         raise ValueError(f"--against {against}: there is no evaluation in {folder}. Run verl-gsd eval for it first")
-    results = {bench.name: read_result(folder / bench.name) for bench in benches}
+    within = folder if is_evaluation else folder.parents[1]
+    results = {bench.name: read_result(folder / bench.name, within=within) for bench in benches}
     if not is_evaluation:
         for result in results.values():
             _check_evaluated(result, against, folder)
@@ -175,13 +194,12 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
     For a model that is not a run's checkpoint: 8192 and no options.
     """
     from verl_gsd.dotted_keys import value_at
-    from verl_gsd.plain_data import read_yaml
     from verl_gsd.rundir import RunDirectory
     from verl_gsd.scalars import is_whole
 
     path = Path(checkpoint)
-    file = RunDirectory(path.parent).config
-    config = read_yaml(file) if path.name.startswith("global_step_") else None
+    run = RunDirectory(path.parent)
+    config = run.read_yaml(run.config) if path.name.startswith("global_step_") else None
     if config is None:
         return 8192, {}
     max_tokens, options = (
@@ -189,7 +207,7 @@ def _training_settings(checkpoint: str) -> tuple[int, dict[str, Any]]:
     )
     if not is_whole(max_tokens, 1) or not isinstance(options or {}, dict):
         raise ValueError(
-            f"{file}: data.max_response_length is missing or invalid: {max_tokens!r:.80}. Use --max-tokens"
+            f"{run.config}: data.max_response_length is missing or invalid: {max_tokens!r:.80}. Use --max-tokens"
         )
     return max_tokens, options or {}
 

@@ -58,7 +58,7 @@ def write_summary(folder: Path, results: Mapping[str, BenchResult], others: Mapp
         ValueError: a result in ``folder`` is damaged.
         OSError: the disk is full, or the process may not write there.
     """
-    earlier = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    earlier = {path.parent.name: read_result(path.parent, within=folder) for path in sorted(folder.glob(f"*/{RESULT}"))}
     summary = {name: _summarise(result, others.get(name)) for name, result in {**earlier, **results}.items()}
     with atomic_write(folder / "results.json") as building:
         building.write_text(json.dumps(nonfinite_to_null(summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -28,6 +28,17 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write the LoRA adapter in PEFT's format instead of merging it.")
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The base model: a folder or hub name. Default: that of the run's config."),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Read models and data files that the run's config names, although others may have made it.",
+        ),
+    ] = False,
     push: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Also upload to this repository on the hub, where you are logged in."),
@@ -42,6 +53,8 @@ def export(
     from verl_gsd.export.hub import check_login, upload
     from verl_gsd.export.run import check_target
     from verl_gsd.export.run import export as export_checkpoint
+    from verl_gsd.run import trust as run_trust
+    from verl_gsd.rundir import RunDirectory
 
     transformers_logging.disable_progress_bar()
     try:
@@ -50,15 +63,18 @@ def export(
         check_target(folder)
         api = HfApi()
         name = check_login(api, push) if push else folder.absolute().name
+        distrust = None if trust else run_trust.distrust(RunDirectory(checkpoint.parent))
         with out.status(f"exporting {escape(str(checkpoint))}"):
             export_checkpoint(
                 checkpoint,
                 folder,
                 dtype=dtype,
                 adapter=adapter,
-                prompts=_held_out_prompts(checkpoint),
+                prompts=_held_out_prompts(checkpoint) if distrust is None else {},
                 evaluations=default_output(str(checkpoint)),
                 name=name,
+                distrust=distrust,
+                base=base,
             )
         what = "adapter" if adapter else "model"
         out.print(f"The {what} of {escape(checkpoint.name)} is in [bold]{escape(str(folder))}[/].", soft_wrap=True)
@@ -87,8 +103,8 @@ def _held_out_prompts(checkpoint: Path) -> Mapping[str, int]:
 
     from verl_gsd.cli.train import held_out_prompts
     from verl_gsd.dotted_keys import value_at
-    from verl_gsd.plain_data import read_yaml
     from verl_gsd.rundir import RunDirectory
 
-    config = read_yaml(RunDirectory(checkpoint.parent).config)
+    run = RunDirectory(checkpoint.parent)
+    config = run.read_yaml(run.config)
     return held_out_prompts(OmegaConf.create(config)) if value_at(config, "data.val_files") else {}

@@ -62,7 +62,7 @@ def draw(
         Section(
             "silence",
             titles[1],
-            [_SILENT, *by_group_size_notes(summaries, only_mixed=rates.mixed_groups > 0)],
+            [_SILENT, *by_group_size_notes(summaries, is_biased=rates.is_biased)],
             silence,
             Table(*figures),
         ),

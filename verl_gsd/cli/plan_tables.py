@@ -31,7 +31,7 @@ def show(
     for sentence in source_sentences(rates):
         out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     out.print(_table("By group size", *by_group_size(rates, summaries, alphas, targets)))
-    for sentence in by_group_size_notes(summaries, only_mixed=rates.mixed_groups > 0):
+    for sentence in by_group_size_notes(summaries, is_biased=rates.is_biased):
         out.print(f"- {sentence}", markup=False, highlight=False)
     # With several group sizes, the table above already has the gradient shares of each.
     for title, header, rows in by_solve_rate(rates, summaries if len(summaries) == 1 else (), alphas):
@@ -56,19 +56,19 @@ def source_sentences(rates: SolveRates) -> list[str]:
     return [*sentences, *rates.notices()]
 
 
-def by_group_size_notes(summaries: Sequence[GroupSizeSummary], *, only_mixed: bool = False) -> list[str]:
+def by_group_size_notes(summaries: Sequence[GroupSizeSummary], *, is_biased: bool = False) -> list[str]:
     """Explanations of the row names of ``by_group_size``.
 
     Args:
-        only_mixed: whether the source lacks silent groups, so that nothing can be unbiased.
+        is_biased: ``SolveRates.is_biased``. No figure can then be unbiased.
     """
     notes = [
         "plug-in treats each rate as exact, which overstates silent groups; unbiased draws G of a prompt's responses.",
         "gain: E[sigma] of a group, GRPO's scalar signal. ends: gradient share of the rates below 0.1 or above 0.9.",
         "draws per mixed: mean number of groups generated per mixed group if silent groups are replaced (DAPO).",
     ]
-    if only_mixed:
-        notes[0] = "plug-in treats each rate as exact. Unbiased figures need the silent groups, which are missing."
+    if is_biased:
+        notes[0] = "plug-in treats each rate as exact. The source is biased, so there are no unbiased figures."
     elif not any(summary.unbiased for summary in summaries):
         notes[0] = (
             "plug-in treats each rate as exact, which overstates silent groups. Unbiased figures need G responses per "

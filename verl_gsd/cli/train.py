@@ -150,18 +150,20 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     from verl_gsd.errors import ConfigError
     from verl_gsd.run import compose, own_data
     from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
+    from verl_gsd.run.code_paths import fix_code_paths
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
     from verl_gsd.run.trust import check_checkpoint, check_folder
     from verl_gsd.rundir import RunDirectory
 
-    line = compose.parse_line(words)
+    line = given = compose.parse_line(words)
     checkpoint = _chosen_checkpoint(line)
     if line.resume is not None:
         line = _line_to_resume(line)
     if line.choices.get("hardware") == "cpu":
         os.environ["VERL_GSD_CPU"] = "1"  # before anything imports verl
     config, chosen = own_data.compose_here(line)
+    line = fix_code_paths(config, line, given)
     for text in chosen:
         err.print(text, markup=False, highlight=False)
     apply_sizing(config, line)
@@ -172,14 +174,16 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
                 config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint)
     name_run(config, line)
     folder = Path(config.trainer.default_local_dir)
-    if line.trust is None:
-        check_folder(folder)
-    elif not folder.resolve().is_relative_to(line.trust.resolve()):
+    # Checked paths are used without symbolic links from here on: others may change a link after the check.
+    real = check_folder(folder) if line.trust is None else folder.resolve()
+    if line.trust is not None and not real.is_relative_to(line.trust.resolve()):
         raise ConfigError(f"trust={line.trust}: the run's folder {folder} is not in it. Set trust={folder}.")
-    if line.resume is None:
-        require_unused(RunDirectory(folder))
-        if (named := checkpoint_to_resume(config)) is not None:
-            check_checkpoint(named)
+    with open_dict(config):
+        config.trainer.default_local_dir = str(real)
+        if line.resume is None:
+            require_unused(RunDirectory(real))
+            if (named := checkpoint_to_resume(config)) is not None:
+                config.trainer.resume_from_path = str(check_checkpoint(named))
     return line, config
 
 
@@ -212,11 +216,15 @@ def name_run(config: DictConfig, line: Line) -> None:
 
 
 def _chosen_checkpoint(line: Line) -> Path | None:
-    """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN."""
+    """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN.
+
+    RUN is without symbolic links. The checkpoint itself may be a link to another disk.
+    """
     from verl_gsd.checkpoints import step_of
 
-    path = None if line.resume is None else line.resume.absolute()
-    return path if path is not None and step_of(path) is not None else None
+    if line.resume is None or step_of(line.resume) is None:
+        return None
+    return line.resume.parent.resolve() / line.resume.name
 
 
 def _line_to_resume(line: Line) -> Line:
@@ -230,7 +238,7 @@ def _line_to_resume(line: Line) -> Line:
 
     assert line.resume is not None
     checkpoint = _chosen_checkpoint(line)
-    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.absolute())
+    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.resolve())
     if checkpoint and not checkpoint.is_dir():
         raise ConfigError(f"resume={line.resume}: does not exist. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():
@@ -253,7 +261,7 @@ def _line_to_resume(line: Line) -> Line:
     with _naming(run.overrides):
         started = parse_line([*stored, f"resume={run.path}"])
     if run.config.is_file():
-        content = _stored_config(run.config)
+        content = _stored_config(run)
         with _naming(run.config):
             stored += sizes_of_run(started, content)
     for key in line.keys:
@@ -305,21 +313,20 @@ def _warn_of_damaged_marker(line: Line, config: DictConfig) -> int:
     return 1
 
 
-def _stored_config(path: Path) -> dict[str, Any]:
+def _stored_config(run: RunDirectory) -> dict[str, Any]:
     """The config of the run to resume.
 
     Raises:
         ConfigError: the file is damaged.
     """
     from verl_gsd.errors import ConfigError
-    from verl_gsd.plain_data import read_yaml
 
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.config)
     except ValueError as error:
         raise ConfigError(f"{error}. Repair the file, or start a new run.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a config. Repair the file, or start a new run.")
+        raise ConfigError(f"{run.config}: not a config. Repair the file, or start a new run.")
     return content
 
 

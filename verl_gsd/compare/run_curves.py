@@ -14,7 +14,6 @@ from verl_gsd.compare.curves import Curve
 from verl_gsd.compare.run_names import label_and_seed
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import gaps, listed_steps, read_records
 from verl_gsd.rundir import (
     EXACT,
@@ -91,7 +90,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
     layout = RunDirectory(run)
     tokens = _tokens(run)
     metrics = _validations(layout)
-    config = read_yaml(layout.config) or {}
+    config = layout.read_yaml(layout.config) or {}
     if is_rehearsal(value_at(config, "trainer.default_local_dir")):
         raise ValueError(
             f"{run}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are seeded. Use "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from verl_gsd.dotted_keys import value_at
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.rundir import RunDirectory
 
 _SEEDED = re.compile(r"(?:(?P<before>.+)-)?seed_(?P<seed>\d+)")
@@ -43,7 +42,8 @@ def label_and_seed(run: Path, config: Mapping[str, Any], label: str | None) -> t
         )
     if label is None and match:
         label = _SUBMITTED_AT.sub("", match["before"]) if match["before"] else folder.parent.name
-    words = read_yaml(RunDirectory(run).overrides) or []
+    layout = RunDirectory(run)
+    words = layout.read_yaml(layout.overrides) or []
     algos = [word.removeprefix("algo=") for word in words if isinstance(word, str) and word.startswith("algo=")]
     if label is None and not algos:
         raise ValueError(f"{run}: no label in its folder name, and no algo= in its overrides. Use LABEL={run}")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_gsd.evaluation.benches import Bench
+from verl_gsd.regular_files import open_regular
 from verl_gsd.writing import atomic_write
 
 #: A part has the questions of about this many responses, and at least one question. Parts are divided among GPUs, so a
@@ -93,7 +94,8 @@ def read_answers(folder: Path, questions: int, samples: int) -> Answers:
     for number, positions in enumerate(part_ranges(questions, samples)):
         path = part_file(folder, number)
         try:
-            rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+            with open_regular(path) as file:
+                rows = pq.read_table(file, schema=SCHEMA).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
                 f"{path}: cannot be read as responses ({error}). Remove it and run the same command"

@@ -6,9 +6,11 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from verl_gsd.export.checkpoint import check_not_rehearsal, file_identities, shard_paths
-from verl_gsd.export.weights import write_model
-from verl_gsd.plain_data import parse_json, read_yaml
+from verl_gsd.export.checkpoint import check_in_run, check_not_rehearsal, file_identities, shard_paths
+from verl_gsd.export.weights import origins_of, write_model
+from verl_gsd.plain_data import parse_json
+from verl_gsd.regular_files import read_regular
+from verl_gsd.run.trust import distrust
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_folder
 
@@ -37,10 +39,13 @@ def merge(checkpoint: Path, target: Path) -> None:
     """
     shards = shard_files(checkpoint)
     with suppress(OSError, ValueError):  # missing or damaged: merge again
-        if parse_json((target / SOURCE_FILE).read_text(encoding="utf-8")) == shards:
+        if parse_json(read_regular(target / SOURCE_FILE, within=target)) == shards:
             return
-    config = read_yaml(RunDirectory(checkpoint.parent).config)
+    run = RunDirectory(checkpoint.parent)
+    config = run.read_yaml(run.config)
     check_not_rehearsal(checkpoint, config)
+    reason = distrust(run)
+    check_in_run(checkpoint, reason)
     with atomic_folder(target) as building:
-        write_model(checkpoint, building, _DTYPE, config)
+        write_model(checkpoint, building, _DTYPE, origins_of(config, distrust=reason))
         (building / SOURCE_FILE).write_text(json.dumps(shards), encoding="utf-8")

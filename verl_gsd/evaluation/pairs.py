@@ -17,11 +17,11 @@ from typing import Any
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.judge.cells import as_reference, as_response
 from verl_gsd.judge.problem import problem_text
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.preparation import cells
 from verl_gsd.row_table import SUFFIXES, read_row_table
+from verl_gsd.run.trust import distrust
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.solve_rates.dumps import dump_rows, dumps_in, session_of_uid
+from verl_gsd.solve_rates.dumps import dump_rows, dumps_in, is_of_policy, session_of_uid
 from verl_gsd.solve_rates.tables import as_number
 from verl_gsd.tasks import maths
 from verl_gsd.tasks.answers import final_answer
@@ -116,7 +116,8 @@ def read_pairs(path: Path, columns: PairColumns, on_note: Callable[[str], None])
 
     - A Parquet, JSON lines or CSV file with one pair per row, in ``columns``.
     - verl's rollout or validation dumps: a folder of files STEP.jsonl, or one such file. Of a session with several
-      outputs, the last one is the response.
+      outputs, the last one is the response. Responses that the policy did not generate in that step are left out if
+      the dump marks them.
     - The folder of a run, whose config names its folders of dumps.
 
     Args:
@@ -133,7 +134,9 @@ def read_pairs(path: Path, columns: PairColumns, on_note: Callable[[str], None])
     if files:
         if given := columns.given():
             raise ValueError(f"{given[0]}: has no effect on {path}, which has verl's dumps. Remove the option")
-        pairs = [pair for file in files for pair in _pairs_of_dump(file, on_note)]
+        pairs = [
+            pair for file in files for pair in _pairs_of_dump(file, None if file == path else file.parent, on_note)
+        ]
     elif path.suffix in SUFFIXES and path.is_file():
         pairs = _pairs_of_table(path, columns)
     else:
@@ -162,8 +165,15 @@ def _pairs_of_table(path: Path, columns: PairColumns) -> list[Pair]:
 
 
 def _dumps_of_run(run: Path, on_note: Callable[[str], None]) -> list[Path]:
-    config = read_yaml(RunDirectory(run).config)
+    layout = RunDirectory(run)
+    config = layout.read_yaml(layout.config)
     folders = [value for key in DUMP_KEYS if isinstance(value := value_at(config, key), str) and value]
+    outside = [folder for folder in folders if not Path(folder).resolve().is_relative_to(run.resolve())]
+    if outside and (reason := distrust(layout)):
+        raise ValueError(
+            f"{run}: its config names dumps outside the run, in {' and '.join(outside)}, and {reason}. They could be "
+            "private files of yours. Use the folder of dumps instead of the run"
+        )
     files = [file for folder in dict.fromkeys(folders) if Path(folder).is_dir() for file in dumps_in(Path(folder))]
     if folders and not files:
         raise ValueError(
@@ -184,12 +194,17 @@ def _dumps_of_run(run: Path, on_note: Callable[[str], None]) -> list[Path]:
     return files
 
 
-def _pairs_of_dump(file: Path, on_note: Callable[[str], None]) -> Iterator[Pair]:
+def _pairs_of_dump(file: Path, within: Path | None, on_note: Callable[[str], None]) -> Iterator[Pair]:
     pairs: dict[str, Pair] = {}  # by session; a later output of a session replaces the earlier one
-    for where, row in dump_rows(file, lambda place: on_note(f"{place} is incomplete and was left out.")):
+    place = f"{file.parent.name}/{file.name}"
+    not_of_policy = 0
+    for where, row in dump_rows(file, within, lambda place: on_note(f"{place} is incomplete and was left out.")):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
         if session is None:
+            continue
+        if not is_of_policy(row):
+            not_of_policy += 1
             continue
         response, reference = row.get("output"), row.get("gts")
         if not isinstance(response, str):
@@ -199,9 +214,11 @@ def _pairs_of_dump(file: Path, on_note: Callable[[str], None]) -> Iterator[Pair]
                 f"{where}, field gts: there is no reference answer. Use dumps of a run whose data has "
                 "reward_model.ground_truth"
             )
-        place = where.replace(str(file), f"{file.parent.name}/{file.name}").removesuffix(" (the first is 1)")
+        line = where.replace(str(file), place).removesuffix(" (the first is 1)")
         problem, rewarded = _text(row.get("input")), _rewarded(row, where)
-        pairs[session] = Pair(place, problem, response, _text(reference), rewarded=rewarded)
+        pairs[session] = Pair(line, problem, response, _text(reference), rewarded=rewarded)
+    if not_of_policy:
+        on_note(f"{place}: {not_of_policy} demonstrations and responses of earlier steps were left out.")
     yield from pairs.values()
 
 

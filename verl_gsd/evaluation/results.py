@@ -111,15 +111,18 @@ def write_result(folder: Path, result: BenchResult) -> None:
         building.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_result(folder: Path) -> BenchResult:
+def read_result(folder: Path, *, within: Path) -> BenchResult:
     """Read OUTPUT/BENCH/result.json. The estimates are computed again from the counts.
 
+    Args:
+        within: the folder of the run or of the evaluation. A file outside it, to which a link leads, is not read.
+
     Raises:
-        ValueError: the file is missing, or is not a result. The message names it.
+        ValueError: the file is missing, is outside ``within``, or is not a result. The message names it.
     """
     path = folder / RESULT
     try:
-        content = parse_json(read_regular(path))
+        content = parse_json(read_regular(path, within=within))
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, and this package reads format {FORMAT}")
         indices, correct = (np.array(content[name], dtype=np.int64) for name in ("indices", "correct"))

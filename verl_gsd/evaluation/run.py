@@ -34,6 +34,7 @@ from verl_gsd.evaluation.vllm_job import (
 from verl_gsd.plain_data import parse_json
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
+from verl_gsd.regular_files import read_regular
 from verl_gsd.run.checks.validate import cpu_engine_problem
 from verl_gsd.writing import atomic_write
 
@@ -191,9 +192,14 @@ def lock_output(folder: Path) -> Iterator[None]:
     """Create the output folder and lock it, so that no other process evaluates into it.
 
     Raises:
-        ConfigError: another process holds the lock.
+        ConfigError: another process holds the lock, or there is a link in the folder. Whoever made the link could make
+            this process remove or replace other files of its user.
         OSError: the disk is full, or the process may not write there.
     """
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent) / name for name in (*folders, *files)):
+            if path.is_symlink():
+                raise ConfigError(f"--output {folder}: {path} is a link. Remove it, or use another --output")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):
@@ -262,8 +268,8 @@ def _check_single_model(folder: Path, benches: set[str], model: EvaluatedModel) 
         if bench in benches:
             continue  # ``_write_or_check_settings`` checks all of its settings
         try:
-            other = dict(parse_json(path.read_text(encoding="utf-8"))["model"])
-        except (KeyError, TypeError, ValueError) as error:
+            other = dict(parse_json(read_regular(path))["model"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read ({error!r}). Remove {path.parent}") from error
         if other != model.description:
             raise ConfigError(
@@ -281,7 +287,7 @@ def _write_or_check_settings(folder: Path, settings: dict[str, Any], has_respons
             building.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:
-        before = dict(parse_json(path.read_text(encoding="utf-8")))
+        before = dict(parse_json(read_regular(path)))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}). Remove {folder} and run the same command") from error
     different = next((key for key in {**settings, **before} if before.get(key) != settings.get(key)), None)

@@ -112,26 +112,28 @@ class CardFacts:
     trained_with_torch: str | None = None
 
 
-def base_name(config: Any) -> str | None:
-    """The run's base model: its name on the hub, or the name of its folder; None if the config does not say."""
-    path = value_at(config, "actor_rollout_ref.model.path")
+def base_name(path: Any) -> str | None:
+    """The name of the base model at ``path``: on the hub, or of its folder; None if the config does not say."""
     if not isinstance(path, str) or not path:
         return None
     is_on_hub = _HUB_NAME.fullmatch(path) and not Path(path).exists()
     return path if is_on_hub else Path(path).name
 
 
-def base_origin(config: Any) -> str:
-    """The hub name that the config.json of the run's local base model gives as its origin; empty if there is none."""
-    path = value_at(config, "actor_rollout_ref.model.path")
+def base_origin(path: Any) -> str:
+    """The hub name that the config.json of the local base model at ``path`` gives as its origin; empty if none."""
     name = model_config(path).get("_name_or_path") if isinstance(path, str) and path else None
     return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists() else ""
 
 
-def data_files(paths: Any) -> list[CardFile]:
-    """The data files that a config names, without the folders of this machine."""
+def data_files(paths: Any, *, read: bool = True) -> list[CardFile]:
+    """The data files that a config names, without the folders of this machine.
+
+    Args:
+        read: whether the files are read for their origin and their hash.
+    """
     names = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
-    return [_data_file(str(name)) for name in names]
+    return [_data_file(str(name)) if read else CardFile(Path(str(name)).name) for name in names]
 
 
 def _data_file(name: str) -> CardFile:
@@ -212,7 +214,7 @@ def read_evaluations(checkpoint: Path, folder: Path) -> dict[str, BenchResult]:
     weights = file_identities(shard_paths(checkpoint))
     results = {}
     for path in sorted(folder.glob(f"*/{RESULT}")):
-        result = read_result(path.parent)
+        result = read_result(path.parent, within=checkpoint.parent)
         if result.settings["model"].get("files") == weights:
             results[path.parent.name] = result
     return results

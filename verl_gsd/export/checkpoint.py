@@ -97,6 +97,25 @@ def check_inside(path: Path, checkpoint: Path) -> None:
         )
 
 
+def check_in_run(checkpoint: Path, distrust: str | None) -> None:
+    """Check that RUN/global_step_N is no link out of RUN, if somebody else may have made the run.
+
+    The link could lead to a checkpoint of the user who exports it. In the user's own runs, it may lead to another disk.
+
+    Args:
+        distrust: as in ``weights.Origins``.
+
+    Raises:
+        ConfigError: it is such a link.
+    """
+    if distrust is None or (real := checkpoint.resolve()).is_relative_to(checkpoint.parent.resolve()):
+        return
+    raise ConfigError(
+        f"{checkpoint}: a link leads to {real}, outside the run, and {distrust}. It was not read. Use {real}, if "
+        "that is the checkpoint that you want"
+    )
+
+
 def check_torch(checkpoint: Path) -> None:
     """Check that this environment's torch can read the shards of RUN/global_step_N.
 

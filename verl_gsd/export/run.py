@@ -9,9 +9,8 @@ from verl_gsd.checkpoints import step_of
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
-from verl_gsd.export.checkpoint import check_not_rehearsal
-from verl_gsd.export.weights import architecture_of, write_adapter, write_model
-from verl_gsd.plain_data import read_yaml
+from verl_gsd.export.checkpoint import check_in_run, check_not_rehearsal
+from verl_gsd.export.weights import architecture_of, origins_of, write_adapter, write_model
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder
@@ -38,6 +37,8 @@ def export(
     prompts: Mapping[str, int],
     evaluations: Path,
     name: str,
+    distrust: str | None,
+    base: str | None = None,
 ) -> None:
     """Write RUN/global_step_N to the new or empty ``folder``, atomically.
 
@@ -47,6 +48,9 @@ def export(
         prompts: number of held-out prompts per data source, if known. The card's intervals need them.
         evaluations: the folder of ``verl-gsd eval`` for this checkpoint; it need not exist.
         name: the model's name in the card.
+        distrust: why somebody else may have written the run's config; None if the config is followed. Otherwise no
+            file or model that it names is read.
+        base: the base model of a run with LoRA, a folder or a name on the hub; by default, that of the config.
 
     Raises:
         ConfigError: the checkpoint or ``folder`` cannot be used.
@@ -55,32 +59,35 @@ def export(
     """
     check_target(folder)
     run = RunDirectory(checkpoint.parent)
-    config = read_yaml(run.config)
+    config = run.read_yaml(run.config)
     check_not_rehearsal(checkpoint, config)
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")
-    base = card.base_name(config)
+    check_in_run(checkpoint, distrust)
+    base_name = card.base_name(base or value_at(config, "actor_rollout_ref.model.path"))
+    origins = origins_of(config, distrust=distrust, base=base)
     with atomic_folder(folder, replace=False) as building:
         if adapter:
-            write_adapter(checkpoint, building, dtype, config, base or "unknown")
+            write_adapter(checkpoint, building, dtype, origins, base_name or "unknown")
         else:
-            write_model(checkpoint, building, dtype, config)
+            write_model(checkpoint, building, dtype, origins)
         architecture, parameters = architecture_of(checkpoint)
+        is_followed = distrust is None
         facts = card.CardFacts(
             step,
-            base,
+            base_name,
             adapter,
             dtype,
-            choices=card.choices(read_yaml(run.overrides)),
+            choices=card.choices(run.read_yaml(run.overrides)),
             settings=card.public_settings(config),
-            train=card.data_files(value_at(config, "data.train_files")),
-            held_out=card.data_files(value_at(config, "data.val_files")),
+            train=card.data_files(value_at(config, "data.train_files"), read=is_followed),
+            held_out=card.data_files(value_at(config, "data.val_files"), read=is_followed),
             accuracies=card.read_accuracies(run, step, prompts),
             validation=card.describe_validation(config),
             evaluations=card.read_evaluations(checkpoint, evaluations),
             versions=card.installed_versions(),
-            base_origin=card.base_origin(config),
+            base_origin=card.base_origin(origins.base) if is_followed or origins.is_base_chosen else "",
             architecture=architecture,
             parameters=parameters,
             trained_with_torch=saved_torch_version(checkpoint),

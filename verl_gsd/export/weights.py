@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 #: Precisions that a model can be written in.
 DTYPES = ("bfloat16", "float16", "float32")
+_BASE, _ADAPTER = "actor_rollout_ref.model.path", "actor_rollout_ref.model.lora_adapter_path"
 #: PEFT's prefix of the base model's names.
 _PEFT_PREFIX = "base_model.model."
 #: Files in actor/huggingface that are written again from the weights.
@@ -39,24 +41,54 @@ _REPLACED = ("config.json", "model*.safetensors*", "pytorch_model*")
 _REMEDY = "It may lead to a private file of yours. Remove it, or replace it by a regular file"
 
 
-def write_model(checkpoint: Path, folder: Path, dtype: str, config: Any) -> None:
+@dataclass(frozen=True)
+class Origins:
+    """What a run with LoRA started from. Other runs do not need it.
+
+    Attributes:
+        base: the base model, a folder or a name on the hub; None if it is not known.
+        adapter: the adapter that the run continued, a folder or a name on the hub; None if there was none.
+        distrust: why the config that names them is not followed; None if it is. Whoever wrote it could name a private
+            model of the user who exports the run, which would become part of the exported model.
+        is_base_chosen: whether this user named the base model. It is then used whatever ``distrust`` says.
+    """
+
+    base: str | None = None
+    adapter: str | None = None
+    distrust: str | None = None
+    is_base_chosen: bool = False
+
+
+def origins_of(config: Any, *, distrust: str | None, base: str | None = None) -> Origins:
+    """The origins of a run.
+
+    Args:
+        config: the run's config, as plain dicts; None if there is none.
+        distrust: as in ``Origins``.
+        base: the base model that the user named, if any.
+    """
+    named, adapter = (value_at(config, key) or None for key in (_BASE, _ADAPTER))
+    return Origins(base or named, adapter, distrust, base is not None)
+
+
+def write_model(checkpoint: Path, folder: Path, dtype: str, origins: Origins) -> None:
     """Write the policy of RUN/global_step_N as a Hugging Face model. LoRA adapters are merged into their base.
 
     Args:
         folder: an empty folder. It receives weights (safetensors), config, generation config, tokenizer and chat
             template.
         dtype: one of ``DTYPES``. With float32, weights that verl stored in float32 are exact.
-        config: the run's config, as plain dicts; None if there is none. Only LoRA needs it.
 
     Raises:
-        ConfigError: the checkpoint is incomplete, damaged, or of an unsupported kind, or a weight is not finite.
+        ConfigError: the checkpoint is incomplete, damaged, or of an unsupported kind, a weight is not finite, or
+            somebody else may have chosen one of ``origins`` that is needed.
         OSError: the disk is full, or the process may not write there.
     """
     weights, model = _read(checkpoint)
     if has_lora(checkpoint):
         if _only_adapters(weights):
-            model = _base_model(type(model), config)
-        model = _merge_adapters(_load_adapters(checkpoint, model, weights, config), dtype)
+            model = _base_model(checkpoint, type(model), origins)
+        model = _merge_adapters(_load_adapters(checkpoint, model, weights, origins), dtype)
     else:
         _load(checkpoint, model, {name: _round(name, weight, dtype) for name, weight in weights.items()})
         model.tie_weights()
@@ -66,11 +98,11 @@ def write_model(checkpoint: Path, folder: Path, dtype: str, config: Any) -> None
     _copy_tokenizer(checkpoint, folder)
 
 
-def write_adapter(checkpoint: Path, folder: Path, dtype: str, config: Any, base: str) -> None:
+def write_adapter(checkpoint: Path, folder: Path, dtype: str, origins: Origins, base: str) -> None:
     """Write the LoRA adapter of RUN/global_step_N as a PEFT adapter, with the tokenizer and the chat template.
 
     Args:
-        folder, dtype, config: see ``write_model``.
+        folder, dtype, origins: see ``write_model``.
         base: the name of the base model that the adapter's config refers to.
 
     Raises:
@@ -81,7 +113,7 @@ def write_adapter(checkpoint: Path, folder: Path, dtype: str, config: Any, base:
         raise ConfigError(f"--adapter: {checkpoint} was not trained with LoRA. Remove --adapter")
     weights, model = _read(checkpoint)
     adapters = {name: weight for name, weight in weights.items() if "lora_" in name}
-    peft_model = _load_adapters(checkpoint, model, adapters, config)
+    peft_model = _load_adapters(checkpoint, model, adapters, origins)
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name:
             parameter.data = _round(name, parameter.data, dtype)
@@ -216,29 +248,40 @@ def _only_adapters(weights: Mapping[str, torch.Tensor]) -> bool:
     return all("lora_" in name for name in weights)
 
 
-def _base_model(kind: Any, config: Any) -> Any:
+def _base_model(checkpoint: Path, kind: Any, origins: Origins) -> Any:
     """The model that the run began with."""
-    path = value_at(config, "actor_rollout_ref.model.path")
+    path = origins.base or ""
+    if origins.distrust is not None and not origins.is_base_chosen:
+        raise _not_followed(checkpoint, f"{_BASE}={path}", "base model", origins.distrust)
     try:
         return kind.from_pretrained(Path(path).expanduser() if str(path).startswith("~") else path)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"actor_rollout_ref.model.path={path}: the checkpoint has only LoRA adapters, and their base model cannot "
+            f"{_BASE}={path}: the checkpoint has only LoRA adapters, and their base model cannot "
             f"be loaded from there: {error}. Use --adapter, or make the base model available"
         ) from error
 
 
-def _load_adapters(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], config: Any) -> Any:
+def _not_followed(checkpoint: Path, setting: str, what: str, reason: str) -> ConfigError:
+    options = "--base MODEL" if what == "base model" else "--trust"
+    return ConfigError(
+        f"{setting}: the run's config names this {what}, and {reason}. It could be a private model of yours, which "
+        f"would become part of the exported one. If you want to use it, run `verl-gsd export {checkpoint} FOLDER "
+        f"{options}`. --trust follows the run's config"
+    )
+
+
+def _load_adapters(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], origins: Origins) -> Any:
     """``model`` with LoRA adapters, as a ``PeftModel``. If ``weights`` has only adapters, the base stays as it is."""
     import peft
 
-    settings = _lora_settings(checkpoint, weights, config)
+    settings = _lora_settings(checkpoint, weights, origins)
     peft_model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     _load(checkpoint, peft_model, weights, "lora_" if _only_adapters(weights) else "")
     return peft_model
 
 
-def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config: Any) -> Any:
+def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], origins: Origins) -> Any:
     """The settings of the run's adapters, as a ``LoraConfig``.
 
     verl stores rank and alpha only. The names of the weights tell which modules have adapters. A run that continued an
@@ -246,14 +289,16 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], config
     """
     import peft
 
-    if path := value_at(config, "actor_rollout_ref.model.lora_adapter_path"):
+    if path := origins.adapter:
+        if origins.distrust is not None:
+            raise _not_followed(checkpoint, f"{_ADAPTER}={path}", "adapter", origins.distrust)
         try:
             settings = peft.LoraConfig.from_pretrained(str(Path(path).expanduser()))
             settings.base_model_name_or_path = None  # the base is this checkpoint's
             return settings
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"actor_rollout_ref.model.lora_adapter_path={path}: the run began with this adapter, and its settings "
+                f"{_ADAPTER}={path}: the run began with this adapter, and its settings "
                 f"cannot be read: {error}. Make the adapter available there"
             ) from error
     file = checkpoint / "actor" / LORA_FILE

@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import aiohttp
+
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 from verl_gsd.errors import ConfigError
+from verl_gsd.jobs import checked_connections
 from verl_gsd.jobs.submission import RUN_KEY
 from verl_gsd.run import listeners, own_cluster
 
@@ -53,25 +56,50 @@ def connect(address: str | None) -> JobSubmissionClient:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS to its argument
 
+    from ray._private.authentication.http_token_authentication import format_authentication_http_error
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     server = address
+
+    def check(own: tuple[str, int], peer: tuple[str, int]) -> None:
+        _check_users(server, listeners.users_of_connection(own, peer))
 
     class Client(JobSubmissionClient):
         """Ray's client, with a timeout and a check of who listens, which both hold for every request.
 
         Without a timeout it waits forever for a server that accepts but does not answer. The server may end while a log
-        is followed, and another user could then take its port.
+        is followed, and another user could then take its port. The users are checked before a connection, for nothing
+        to reach another user who already listens, and again when it is made, before the token is sent. Ray has no place
+        for the second check. Both methods therefore replace Ray's, and send the same requests.
         """
 
-        def _do_request(self, *args: Any, **options: Any) -> Any:
+        def _do_request(
+            self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **options: Any
+        ) -> Any:
             _check_listener(server)
-            return super()._do_request(*args, **{"timeout": TIMEOUT_S} | options)
+            options = {"timeout": TIMEOUT_S, "headers": self._headers, "cookies": self._cookies} | options
+            with checked_connections.session(check) as session:
+                response = session.request(method, self._address + endpoint, data=data, json=json_data, **options)
+            if problem := format_authentication_http_error(response.status_code, response.text):
+                raise AuthenticationError(problem)
+            return response
 
         async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
             _check_listener(server)
-            async for text in super().tail_job_logs(job_id):
-                yield text
+            is_plain = server.startswith("http://")  # otherwise, a certificate says who receives the token
+            connector = checked_connections.CheckedConnector(check) if is_plain else None
+            async with (
+                aiohttp.ClientSession(connector=connector, headers=self._headers, cookies=self._cookies) as session,
+                session.ws_connect(f"{self._address}/api/jobs/{job_id}/logs/tail") as stream,
+            ):
+                async for message in stream:
+                    if message.type is aiohttp.WSMsgType.ERROR:
+                        raise ConnectionError(str(message.data))
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        yield message.data
+            if stream.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
+                raise ConnectionError(f"the log of {job_id} broke off")
 
     with raising_cluster_errors(address):
         return Client(address)
@@ -90,13 +118,28 @@ def _check_listener(address: str) -> None:
         port = url.port or (443 if url.scheme == "https" else 80)
     except ValueError as error:
         raise ClusterError(f"--address {address}: {error}. Use http://HEAD:8265.") from error
+    _check_users(address, listeners.listening_users(url.hostname or "", port))
+
+
+def _check_users(address: str, users: set[int] | None) -> None:
+    """Check that each of the users who would receive what is sent to ``address`` is this user or root.
+
+    Args:
+        users: their ids; None if nothing is known, because the address is of another machine.
+
+    Raises:
+        ConnectionError: there are none, so that another user could listen there before the request arrives.
+        ClusterError: the variable with a trusted user names no user.
+        ForeignServerError: one of them is another user.
+    """
+    if users is None:
+        return
+    if not users:
+        raise ConnectionError(f"no process listens at {address}")
     try:
-        users = listeners.listening_users(url.hostname or "", port)
-        foreign = listeners.foreign_user(users or set())
+        foreign = listeners.foreign_user(users)
     except ConfigError as error:
         raise ClusterError(str(error)) from error
-    if users is not None and not users:  # another user could listen there before the request arrives
-        raise ConnectionError(f"no process listens at {address}")
     if foreign is not None:
         raise ForeignServerError(
             f"{address}: another user of this machine (id {foreign}) listens there, who would receive the cluster's "

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from verl_gsd.planning.distinct import distinct_counts
+
 
 def pass_at_k(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     """Unbiased pass@k of each question, (Q,) float64.
@@ -37,8 +39,8 @@ def pass_at_k(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(f"row {row}: k={k} is larger than samples={samples[row]}. Use a smaller k, or more samples")
     if not len(samples):
         return np.zeros(0)
-    base = int(samples.max()) + 1  # a pair as one number, which sorts much faster than rows of two
-    pairs, pair_of_row = np.unique(samples * base + correct, return_inverse=True)
+    base = int(samples.max()) + 1
+    pairs, pair_of_row = distinct_counts(samples * base + correct)  # a pair as one number
     estimates = np.array([_estimate(pair // base, pair % base, k) for pair in pairs.tolist()], dtype=np.float64)
     return estimates[pair_of_row]
 

@@ -14,7 +14,7 @@ from verl_gsd import config as groups
 from verl_gsd.conflicts import is_accepted, with_changes
 from verl_gsd.dotted_keys import dotted_leaves, nested
 from verl_gsd.errors import ConfigError
-from verl_gsd.extension import declarations, declared_object
+from verl_gsd.unused_keys import unused_keys
 
 _ABSENT = object()
 
@@ -24,7 +24,7 @@ def accepted_overrides(
 ) -> tuple[str, ...]:
     """The overrides that lead to no conflict that an extension declares, and set no key that has no effect.
 
-    See ``conflicts.is_accepted`` and ``Declaration.unused_keys``.
+    See ``conflicts.is_accepted`` and ``unused_keys``.
 
     Those that are no KEY=VALUE, or leave the value to the user, are kept. So is a choice of a group that is not
     installed.
@@ -61,13 +61,8 @@ def _has(config: DictConfig, key: str) -> bool:
 
 
 def _is_unused(key: str, config: DictConfig) -> bool:
-    """Whether an extension declares that ``key`` has no effect. The checks before a run reject such a key."""
-    return any(
-        unused.has(key) and _applies(unused.unused, config)
-        for declaration in declarations()
-        if declaration.unused_keys is not None
-        for unused in declared_object(declaration, "unused_keys")
-    )
+    """Whether ``key`` has no effect. The checks before a run reject such a key."""
+    return any(_applies(unused.unused, config) for unused in unused_keys(key))
 
 
 def _applies(condition: Callable[[DictConfig], bool], config: DictConfig) -> bool:

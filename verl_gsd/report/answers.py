@@ -72,6 +72,18 @@ def revisited_answers(records: pa.Table) -> RevisitedAnswers:
     return RevisitedAnswers(rows[used], in_visit[used], in_visits[used], responses)
 
 
+def order_by_prompt(source: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(n,) the rows sorted by ``source`` and then by ``index``, both (n,) int. Rows of a prompt keep their order."""
+    order = _stable_order(index)
+    return order[_stable_order(source[order])]
+
+
+def _stable_order(values: np.ndarray) -> np.ndarray:
+    # numpy sorts numbers of 16 bits by their digits, in a tenth of the time. Most data sets have fewer prompts.
+    is_short = len(values) and values.min() >= 0 and values.max() < 2**16
+    return np.argsort(values.astype(np.uint16) if is_short else values, kind="stable")
+
+
 def _visited_twice(records: pa.Table, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of prompts with two or more groups, sorted by prompt and then by time, and the number of their prompt.
 
@@ -81,7 +93,7 @@ def _visited_twice(records: pa.Table, known: np.ndarray) -> tuple[np.ndarray, np
     index = records["index"].to_numpy()[known]
     # Sources are few: their codes are cheap. Prompts of different sources can have the same index.
     source = pc.fill_null(records["data_source"], "").combine_chunks().dictionary_encode().indices.to_numpy()[known]
-    order = np.lexsort((index, source)) if source.any() else np.argsort(index, kind="stable")
+    order = order_by_prompt(source, index)
     index, source, rows = index[order], source[order], known[order]
     begins = np.append(True, (index[1:] != index[:-1]) | (source[1:] != source[:-1]))
     prompt = np.cumsum(begins) - 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from altair.utils.schemapi import debug_mode
+
 from verl_gsd.charts import COLOURS, Section, write_png
 from verl_gsd.report.reading import RunData, RunReader, unique_names
 from verl_gsd.report.sections import groups, policy
@@ -73,8 +75,10 @@ def page_title(runs: Sequence[RunData]) -> str:
 def build_sections(runs: Sequence[RunData]) -> list[Section]:
     """Build all sections for which the runs have data. The findings come first."""
     views = {run.name: RunView.of(run) for run in runs}
-    sections = [findings_section(views), runs_section(views), *(build(views) for build in SECTION_BUILDERS)]
-    return [section for section in (*sections, *extension_sections(views)) if section is not None]
+    # Altair validates each part of a chart here, and all of them again when the chart is drawn. The second is enough.
+    with debug_mode(False):
+        sections = [findings_section(views), runs_section(views), *(build(views) for build in SECTION_BUILDERS)]
+        return [section for section in (*sections, *extension_sections(views)) if section is not None]
 
 
 def write_pngs(folder: Path, sections: Sequence[Section]) -> list[Path]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import declarations
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
@@ -24,7 +25,7 @@ from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 Columns = dict[str, np.ndarray]
 
 #: Columns of the records that a report reads only if an extension declares a figure from them.
-_UNREAD = {"attempt"}
+_UNREAD = {"attempt", "unverified"}
 #: Number of unreadable files that a report names. If a whole folder is damaged, there can be thousands.
 _NAMED = 3
 
@@ -37,6 +38,7 @@ class RunData:
         name: the name of its folder, preceded by parent folders if two runs would otherwise have the same name.
         records: one row per group (``records.schema``), without columns that no figure of the report needs, and
             without the accuracies of data sources that have values outside [0, 1] (``records.with_valid_accuracies``).
+            With an estimator that has no group baseline, only groups that dynamic sampling evicted are ``silent``.
         metrics: ``step`` (int64), and verl's metrics by name (float64), NaN at steps without a value.
         config: dotted key -> value; empty if there is no config.
         attempts: the number of attempts: the start and each resume.
@@ -91,8 +93,10 @@ class RunReader:
         for attempt in attempts:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
         metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
-        config = _read_config(self._run.config, skipped)
-        words = _read_words(self._run.overrides, skipped)
+        config = _read_config(self._run, skipped)
+        if not has_group_baseline(config.get(ESTIMATOR)):
+            records = _without_silent_groups(records)
+        words = _read_words(self._run, skipped)
         return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words)
 
 
@@ -112,6 +116,14 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
             depth += 1
         names.append("/".join(own[-depth:]))
     return names
+
+
+def _without_silent_groups(records: pa.Table) -> pa.Table:
+    """The records with ``silent`` as it is if equal rewards give a gradient, too: true for evicted groups alone."""
+    is_filtered = pc.fill_null(pc.equal(records["fate"], "filtered"), False)
+    silent = pc.if_else(pc.equal(records["size"], 0), pa.scalar(None, pa.bool_()), is_filtered)
+    place = records.schema.get_field_index("silent")
+    return records.set_column(place, records.schema.field(place), silent)
 
 
 class _MetricsLines:
@@ -140,6 +152,9 @@ class _MetricsLines:
                 break
             except ValueError:
                 self._damaged += 1  # the reader continues after the line that it could not read
+            except OSError as error:
+                skipped.append(f"{self._path}: cannot be read: {error.strerror}")
+                break
         if self._damaged:
             skipped.append(f"{self._path}: {self._damaged} lines cannot be read as metrics")
         return self._lines
@@ -154,18 +169,18 @@ def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]])
     return {"step": np.array(order, dtype=np.int64)} | columns
 
 
-def _read_config(path: Path, skipped: list[str]) -> dict[str, Any]:
+def _read_config(run: RunDirectory, skipped: list[str]) -> dict[str, Any]:
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.config)
     except ValueError as error:
         skipped.append(str(error))
         return {}
     return dict(dotted_leaves(content)) if isinstance(content, dict) else {}
 
 
-def _read_words(path: Path, skipped: list[str]) -> tuple[str, ...]:
+def _read_words(run: RunDirectory, skipped: list[str]) -> tuple[str, ...]:
     try:
-        content = read_yaml(path)
+        content = run.read_yaml(run.overrides)
     except ValueError as error:
         skipped.append(str(error))
         return ()

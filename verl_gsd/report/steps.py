@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
+from verl_gsd.planning.distinct import distinct_rows
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, gradient_mass, is_graded
-from verl_gsd.report.answers import revisited_answers
+from verl_gsd.report.answers import order_by_prompt, revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
 #: What a rollout was used for. taught: its group was trained on and has a gradient, because its rewards differ or
@@ -98,38 +99,45 @@ def is_silent(records: pa.Table) -> np.ndarray:
     demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
     column. Their ``kind`` says whether the rewards are equal.
     """
-    known = pc.coalesce(records["silent"], pc.not_equal(records["kind"], "mixed"))
-    silent = pc.fill_null(known, True).to_numpy()
+    known = records["silent"]
+    if known.null_count:
+        known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
+    silent = known.to_numpy()
     has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
     teaches = has_demonstration & ~is_one_of(records, "fate", "filtered")
     return silent & ~teaches
 
 
 class _StepSums:
-    """Sums and means per step over the rows of the records."""
+    """Sums and means per step over the rows of the records, which are in the order of the steps."""
 
     def __init__(self, records: pa.Table) -> None:
-        self.steps, self._row = np.unique(records["step"].to_numpy(), return_inverse=True)
+        self.steps, self._first, self._row = np.unique(
+            records["step"].to_numpy(), return_index=True, return_inverse=True
+        )
 
     def total(self, values: np.ndarray, where: np.ndarray | bool = True) -> np.ndarray:
         """Sum per step over rows where ``where`` is true. NaN counts as 0."""
-        return np.bincount(self._row, np.where(where, np.nan_to_num(values), 0.0), minlength=len(self.steps))
+        return np.add.reduceat(np.where(where & ~np.isnan(values), values, 0.0), self._first)
+
+    def count(self, where: np.ndarray) -> np.ndarray:
+        """Number of rows per step where ``where`` is true."""
+        return np.add.reduceat(where, self._first, dtype=np.int64)
 
     def mean(self, values: np.ndarray, where: np.ndarray | bool, weight: np.ndarray | None = None) -> np.ndarray:
         """Weighted mean per step over rows where ``where`` is true and neither value nor weight is NaN.
 
         NaN for steps whose weights sum to 0.
         """
-        weight = np.ones(len(values)) if weight is None else weight
-        known = where & ~np.isnan(values) & ~np.isnan(weight)
+        known = where & ~np.isnan(values)
         with np.errstate(divide="ignore", invalid="ignore"):
+            if weight is None:
+                return self.total(values, known) / self.count(known)
             return self.total(values * weight, known) / self.total(weight, known)
 
     def smallest(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
         """Smallest value per step over rows where ``where`` is true; infinity if there is none."""
-        result: np.ndarray = np.full(len(self.steps), np.inf)
-        np.minimum.at(result, self._row[where], values[where])
-        return result
+        return np.minimum.reduceat(np.where(where, values, np.inf), self._first)
 
     def per_row(self, values: np.ndarray) -> np.ndarray:
         """Expand one value per step to one value per row."""
@@ -146,6 +154,9 @@ class _StepSums:
 
 
 def _record_figures(records: pa.Table) -> Columns:
+    step = records["step"].to_numpy()
+    if (step[1:] < step[:-1]).any():  # the file of a step has rows of others
+        records = records.sort_by("step")
     sums = _StepSums(records)
     table: Columns = {"step": sums.steps.astype(np.int64)}
     for figures in (
@@ -173,7 +184,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
     }
     return {
-        "groups": sums.total(np.ones(len(size))),
+        "groups": sums.count(np.ones(len(size), dtype=bool)).astype(float),
         "rollouts": sums.total(rollouts),
         "tokens": sums.total(tokens),
         "tokens_per_response": sums.ratio(tokens, rollouts),
@@ -250,7 +261,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(_predicted_without_forgetting(records), True),
-        "likely_groups": sums.total(np.ones(len(predicted)), likely_mixed),
+        "likely_groups": sums.count(likely_mixed).astype(float),
         "likely_silent": sums.total(silent, likely_mixed),
         "likely_predicted": sums.total(predicted, likely_mixed),
         "likely_variance": sums.total(predicted * (1 - predicted), likely_mixed),
@@ -268,9 +279,10 @@ def _predicted_without_forgetting(records: pa.Table) -> np.ndarray:
     if is_predicted.any():
         correct, total = _earlier_counts(records)
         is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
-        predicted[is_predicted] = posterior_silent_rate(
-            correct[is_predicted], total[is_predicted], size[is_predicted], _PRIOR
-        )
+        counts = [values[is_predicted] for values in (correct, total, size)]
+        row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
+        correct, total, size = (values[row] for values in counts)
+        predicted[is_predicted] = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))[kind]
     return predicted
 
 
@@ -278,7 +290,7 @@ def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """(correct, total), (N,) each: sums over the groups of the same prompt in earlier steps."""
     step, index = records["step"].to_numpy(), records["index"].to_numpy()
     source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
-    order = np.lexsort((step, index, source))
+    order = order_by_prompt(source, index)  # of a prompt, rows stay in the order of the steps
     n_rows = np.arange(len(order))
 
     def first_of_run(*keys: np.ndarray) -> np.ndarray:

@@ -45,7 +45,8 @@ def serve(runs: Sequence[Path], port: int, *, on_start: Callable[[str], None]) -
 class PageCache:
     """The page of some runs. It is rebuilt on request if a file has changed since the last request.
 
-    Rebuilding it reads only the files of new steps and the lines that were added to the metrics.
+    Rebuilding it reads only the files of new steps and the lines that were added to the metrics. It counts all groups
+    again, because that costs little (``benchmarks/report.py``) and figures over several visits need all of them.
     """
 
     def __init__(self, runs: Sequence[Path]) -> None:

@@ -130,13 +130,14 @@ def _read_address_file(path: Path) -> str | None:
     try:
         with open_regular(path, follow_links=False) as file:
             status, content = os.fstat(file.fileno()), file.read(_LONGEST_ADDRESS + 1)
+            is_open = file_access.is_open_to_others(file.fileno(), os.W_OK)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _address_file_error(f"{path} cannot be read ({error.strerror})") from error
     if status.st_uid not in (os.geteuid(), 0):
         raise _address_file_error(f"another user (id {status.st_uid}) wrote the cluster address in {path}")
-    if file_access.is_open_to_others(status, os.W_OK):
+    if is_open:
         raise _address_file_error(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):04o})")
     address = content.strip()
     if len(content) > _LONGEST_ADDRESS or (address and not _ADDRESS.fullmatch(address)):

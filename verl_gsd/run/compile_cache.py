@@ -50,12 +50,12 @@ def protect() -> None:
     Raises:
         ConfigError: another user owns or could replace one of the folders.
     """
-    folder = torchs_folder()
     chosen = os.environ.get(VARIABLE)
-    if chosen and Path(chosen).absolute() != folder.absolute():
-        _check_chosen(chosen)
-    else:
-        os.environ[VARIABLE] = str(folder.absolute())
+    if chosen and Path(chosen).absolute() == torchs_folder().absolute():
+        chosen = None
+    _leave_links()
+    folder = torchs_folder()
+    os.environ[VARIABLE] = _check_chosen(chosen) if chosen else str(folder)
     if problem := _take(folder):
         raise ConfigError(
             f"{folder}: {problem}. torch's compiler runs code from this folder, so that another user could run code as "
@@ -75,12 +75,27 @@ def protect_or_warn() -> None:
         logger.warning("verl-gsd: this process keeps compiled code in %s instead. %s", os.environ[VARIABLE], error)
 
 
-def _check_chosen(chosen: str) -> None:
-    """Create the user's folder, and raise a ConfigError if others can write in it or replace it."""
+def _leave_links() -> None:
+    """Make this process and its children use the folder for temporary files by its name without symbolic links.
+
+    A link in the name may be changed after the check.
+    """
+    named = tempfile.gettempdir()
+    if (folder := os.path.realpath(named)) != named:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def _check_chosen(chosen: str) -> str:
+    """Create the user's folder, and return its name without symbolic links, which may be changed after the check.
+
+    Raises:
+        ConfigError: others can write in it or replace it.
+    """
     folder = Path(chosen).resolve()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        problem = file_access.changeable_folder(folder)
+        # While it did not exist, another user could have put a link in the place of a folder above it.
+        problem = file_access.changeable_folder(folder) if folder.resolve() == folder else "a link leads to it"
     except OSError as error:
         problem = f"it cannot be used ({error.strerror})"
     if problem:
@@ -88,12 +103,13 @@ def _check_chosen(chosen: str) -> None:
             f"{VARIABLE}={chosen}: torch's compiler runs code from this folder, but {problem}. Set {VARIABLE} to a "
             f"folder of your own, or run `unset {VARIABLE}`."
         )
+    return str(folder)
 
 
 def _take(folder: Path) -> str:
     """Create ``folder`` with mode 0700, or close it to others, and hold it. Returns why that is impossible, or ""."""
     try:
-        if problem := file_access.replaceable_folder(folder.parent.resolve()):
+        if problem := file_access.replaceable_folder(folder.parent):
             return problem
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()

@@ -1,13 +1,16 @@
-"""Tells who else can use this user's files and folders, by their owners and modes."""
+"""Tells who else can use this user's files and folders, by their owners, modes and POSIX ACLs."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import grp
 import os
 import pwd
 import stat
+import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Which user ids this process's user namespace knows. In a container without root, it may know only this user's.
@@ -21,16 +24,60 @@ _SYSTEM_FOLDERS = {
 }
 #: Seconds to wait for the list of users. A directory service (LDAP) may have many, or not answer.
 _LISTING_S = 5.0
+#: The extended attributes with the ACL of a file or folder, and with the one that new files in a folder get.
+_ACL, _DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+#: The errors that say that there is no ACL: none is set, or the file system has none.
+_NO_ACL = (errno.ENODATA, errno.ENOTSUP)
+#: The tags of the entries of an ACL (linux/posix_acl.h). Entries for named users and groups are not among them.
+_OWNING_GROUP, _MASK, _OTHERS = 0x04, 0x10, 0x20
+#: Linux follows at most this many symbolic links in one path.
+_MOST_LINKS = 40
 
 
-def is_open_to_others(status: os.stat_result, permissions: int) -> bool:
+def is_open_to_others(path: Path | int, permissions: int) -> bool:
     """Whether other users have one of the ``permissions``, without regard to the folders above.
 
+    With an ACL, the bits of the group are its mask: the most that any named user or group has. The mask then counts as
+    open to others, whoever the named ones are.
+
     Args:
+        path: a file or folder, or the descriptor of an open one. Links are followed.
         permissions: os.R_OK, os.W_OK and os.X_OK, combined with ``|``.
+
+    Raises:
+        OSError: it does not exist, or may not be examined.
     """
-    by_group = status.st_mode & permissions << 3 and not is_own_group(status.st_gid)
-    return bool(by_group or status.st_mode & permissions)
+    status = path.stat() if isinstance(path, Path) else os.fstat(path)
+    if status.st_mode & permissions:
+        return True
+    return bool(status.st_mode & permissions << 3) and (
+        _read_acl(path, _ACL) is not None or not is_own_group(status.st_gid)
+    )
+
+
+def _new_files_are_open(folder: Path) -> bool:
+    """Whether other users could write new files in ``folder`` because of its default ACL, which replaces the umask.
+
+    If others cannot enter the folder, they cannot reach the files in it.
+    """
+    entries = _read_acl(folder, _DEFAULT_ACL)
+    if entries is None or not is_open_to_others(folder, os.X_OK):
+        return False
+    by_group = entries.get(_MASK, 0)
+    if _MASK not in entries and not is_own_group(folder.stat().st_gid):
+        by_group = entries.get(_OWNING_GROUP, 0)
+    return bool((by_group | entries.get(_OTHERS, 0)) & os.W_OK)
+
+
+def _read_acl(path: Path | int, name: str) -> dict[int, int] | None:
+    """Tag -> permissions of the entries of an ACL; None if there is none. Of several named ones, one is returned."""
+    try:
+        content = os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in _NO_ACL:
+            return None
+        raise
+    return {tag: permissions for tag, permissions, _ in struct.iter_unpack("<HHI", content[4:])}  # after the version
 
 
 def is_own_group(group: int) -> bool:
@@ -71,25 +118,76 @@ def replaceable_folder(path: Path) -> str:
     Whoever owns a folder, or may write in it, can rename what is in it. A sticky folder such as /tmp only lets its
     owner do so.
     """
-    for folder in (path, *path.parents):
-        status = folder.stat()
-        if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(folder, status):
-            return f"{folder} belongs to user id {status.st_uid}"
-        if is_open_to_others(status, os.W_OK) and not status.st_mode & stat.S_ISVTX:
-            return _open_to_others(folder, status)
+    return next((problem for folder in (path, *path.parents) if (problem := _renaming_problem(folder))), "")
+
+
+def _renaming_problem(folder: Path) -> str:
+    """How another user could rename what this user has in ``folder``; an empty string if nobody can."""
+    status = folder.stat()
+    if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(folder, status):
+        return f"{folder} belongs to user id {status.st_uid}"
+    if not status.st_mode & stat.S_ISVTX and is_open_to_others(folder, os.W_OK):
+        return _open_to_others(folder)
     return ""
 
 
 def changeable_folder(path: Path) -> str:
     """How another user could change what is in the folder ``path``, or replace it; an empty string if nobody can."""
-    status = path.stat()
-    if is_open_to_others(status, os.W_OK):
-        return _open_to_others(path, status)
-    return replaceable_folder(path)
+    if is_open_to_others(path, os.W_OK):
+        return _open_to_others(path)
+    return open_default(path) or replaceable_folder(path)
 
 
-def _open_to_others(folder: Path, status: os.stat_result) -> str:
-    return f"other users can write {folder} (mode {stat.S_IMODE(status.st_mode):04o})"
+def open_default(folder: Path) -> str:
+    """How another user could write what is created in ``folder``; an empty string if the folder's default is safe."""
+    if not _new_files_are_open(folder):
+        return ""
+    return (
+        f"other users can write what is created in {folder}, because of its default ACL (`setfacl -k {folder}` removes "
+        "it)"
+    )
+
+
+def replaceable_target(link: Path) -> str:
+    """How another user could make the symbolic link ``link`` lead elsewhere; an empty string if nobody can.
+
+    A link may lead to another link, or through one. All folders in which the kernel looks for a name on the way are
+    checked, and the owners of all further links: in a sticky folder, the owner of a link can replace it.
+
+    Raises:
+        OSError: it leads nowhere, or in a circle.
+    """
+    return next(_replaceable_steps(link), "")
+
+
+def _replaceable_steps(link: Path) -> Iterator[str]:
+    folder, names, links = Path("/"), list(link.absolute().parts[1:]), 0
+    while names:
+        name = names.pop(0)
+        if name == "..":
+            folder = folder.parent
+            continue
+        if problem := _renaming_problem(folder):
+            yield problem
+        path = folder / name
+        status = path.lstat()
+        if not stat.S_ISLNK(status.st_mode):
+            folder = path
+            continue
+        if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(path, status):
+            yield f"the link {path} belongs to user id {status.st_uid}"
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
+        target = path.readlink()
+        if target.is_absolute():
+            folder = Path("/")
+        names = [*(part for part in target.parts if part != "/"), *names]
+
+
+def _open_to_others(folder: Path) -> str:
+    by_acl = "" if _read_acl(folder, _ACL) is None else " and an ACL"
+    return f"other users can write {folder} (mode {stat.S_IMODE(folder.stat().st_mode):04o}{by_acl})"
 
 
 def _is_of_hidden_root(folder: Path, status: os.stat_result) -> bool:

@@ -90,8 +90,12 @@ def new_attempt(
     """
     run = RunDirectory(Path(config.trainer.default_local_dir))
     with locked(run):
-        if not trusted:
-            trust.check_folder(run.path)  # again, because another user could have created it in the meantime
+        # Again, because another user could have created the folder in the meantime, or a link in its place.
+        if not trusted and trust.check_folder(run.path) != run.path:
+            raise ConfigError(
+                f"trainer.default_local_dir={run.path}: the path leads through a symbolic link. Who can change the "
+                f"link can change the run while it trains. Set trainer.default_local_dir={run.path.resolve()}."
+            )
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1

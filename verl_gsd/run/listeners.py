@@ -14,6 +14,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -23,6 +24,18 @@ from verl_gsd.errors import ConfigError
 TRUSTED = "VERL_GSD_CLUSTER_USER"
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class _Socket(NamedTuple):
+    """A TCP socket of this machine."""
+
+    local: tuple[_Address, int]
+    remote: tuple[_Address, int]
+    listens: bool
+    #: The id of its owner. It means nothing if no process has the socket open.
+    user: int
+    #: Whether a process has it open. A connection that nobody has accepted yet belongs to the listener.
+    is_open: bool
 
 
 def listening_users(host: str, port: int) -> set[int] | None:
@@ -39,6 +52,27 @@ def listening_users(host: str, port: int) -> set[int] | None:
     if listeners is None:
         return None
     return {user for bound, user in listeners if any(_accepts(bound, target) for target in local)}
+
+
+def users_of_connection(own: tuple[str, int], peer: tuple[str, int]) -> set[int] | None:
+    """The ids of the users who can read what is sent over a connection within this machine; empty if nobody can.
+
+    These are the users who listen at the peer's address, who can still accept the connection, and the one who has
+    accepted it and may not listen any more. Nobody else can take over a connection. If this is asked between
+    connecting and sending, nothing can therefore change in between.
+
+    Args:
+        own: (IP address, port) of this end, the first two items of ``socket.getsockname``.
+        peer: the same of the other end, of ``socket.getpeername``.
+
+    Returns:
+        None if nothing is known: the peer is another machine, or the system is not Linux.
+    """
+    listening = listening_users(*peer)  # before the accepted ones: in between, the connection may be accepted
+    if listening is None:
+        return None
+    ends = (_ip(peer[0]), peer[1]), (_ip(own[0]), own[1])
+    return listening | {row.user for row in _sockets() or () if row.is_open and (row.local, row.remote) == ends}
 
 
 def foreign_user(users: set[int]) -> int | None:
@@ -95,20 +129,30 @@ def _accepts(bound: _Address, target: _Address) -> bool:
 
 
 def _listeners(port: int) -> set[tuple[_Address, int]] | None:
-    """(address, user id) of every process that listens at a TCP port of this machine; None if that cannot be read.
+    """(address, user id) of every process that listens at a TCP port of this machine; None if that cannot be read."""
+    sockets = _sockets()
+    if sockets is None:
+        return None
+    return {(row.local[0], row.user) for row in sockets if row.listens and row.local[1] == port}
 
-    Linux lists the processes of all users.
-    """
-    listeners, is_known = set(), False
+
+def _sockets() -> list[_Socket] | None:
+    """The TCP sockets of all users of this machine; None if they cannot be read, because the system is not Linux."""
+    rows: list[_Socket] = []
+    is_known = False
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with suppress(OSError):
             for row in table.read_text(encoding="ascii").splitlines()[1:]:
-                _, local, _, state, _, _, _, user, *_ = row.split()
-                host, _, number = local.rpartition(":")
-                if state == "0A" and int(number, 16) == port:
-                    listeners.add((_of_table(host), int(user)))
+                _, local, remote, state, _, _, _, user, _, inode, *_ = row.split()
+                rows.append(_Socket(_end(local), _end(remote), state == "0A", int(user), inode != "0"))
             is_known = True
-    return listeners if is_known else None
+    return rows if is_known else None
+
+
+def _end(text: str) -> tuple[_Address, int]:
+    """(address, port) of one end of a socket in /proc/net/tcp."""
+    address, _, port = text.rpartition(":")
+    return _of_table(address), int(port, 16)
 
 
 def _of_table(digits: str) -> _Address:

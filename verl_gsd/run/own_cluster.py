@@ -165,10 +165,10 @@ def token_file_problem(path: Path) -> str:
     """
     try:
         status = path.stat()
-        if status.st_uid != os.geteuid() or not file_access.is_open_to_others(status, os.R_OK | os.W_OK):
+        if status.st_uid != os.geteuid() or not file_access.is_open_to_others(path, os.R_OK | os.W_OK):
             return ""
         folders = path.resolve().parents  # a link, for example ~/.ray, may lead into folders that others can enter
-        reachable = all(file_access.is_open_to_others(folder.stat(), os.X_OK) for folder in folders)
+        reachable = all(file_access.is_open_to_others(folder, os.X_OK) for folder in folders)
     except OSError:
         return ""
     if not reachable:

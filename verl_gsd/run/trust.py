@@ -105,20 +105,38 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
     return words
 
 
+def distrust(run: RunDirectory) -> str | None:
+    """Why somebody else may have made the run, or may have changed its config; None if only this user can.
+
+    The config of such a run can name private files and models of the user who reads it.
+    """
+    try:
+        content = read_regular(run.overrides, within=run.path)
+    except OSError as error:
+        return f"nothing shows that you started this run ({run.overrides}: {error.strerror})"
+    try:
+        return _reason_for_distrust(run, None, content) or file_access.changeable_folder(run.path.resolve()) or None
+    except OSError as error:
+        return f"its files cannot be examined ({error.strerror})"
+
+
 def _read_words(run: RunDirectory) -> bytes:
     """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
     try:
-        return read_regular(run.overrides)
+        return read_regular(run.overrides, within=run.path)
     except OSError as error:
         raise ConfigError(
             f"{run.overrides}: cannot be read: {error.strerror}. Repair the file, or start a new run."
         ) from error
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path) -> Path:
     """Check that nobody else can write the run's folder ``path`` or replace it while the run uses it.
 
     A folder that does not exist yet is checked by those above it.
+
+    Returns:
+        The folder without symbolic links. Only this name was checked: a link in ``path`` may be changed at any time.
 
     Raises:
         ConfigError: another user owns or can write the folder, or one above it that is not sticky.
@@ -127,29 +145,39 @@ def check_folder(path: Path) -> None:
     if folder.is_dir():
         problem = file_access.changeable_folder(folder)
     else:
-        problem = file_access.replaceable_folder(next(above for above in folder.parents if above.is_dir()))
+        above = next(above for above in folder.parents if above.is_dir())
+        problem = file_access.open_default(above) or file_access.replaceable_folder(above)
     if problem:
         raise ConfigError(
             f"trainer.default_local_dir={path}: {problem}. Who can do that can change the run while it trains. Set "
             "trainer.default_local_dir to a folder where only you can write. If you trust everyone who can write "
             f"there, add trust={path} to the command."
         )
+    return folder
 
 
-def check_checkpoint(checkpoint: Path) -> None:
+def check_checkpoint(checkpoint: Path) -> Path:
     """Check the checkpoint that ``trainer.resume_from_path`` names on a line without ``resume=``.
 
-    Nothing in it is signed, so that only its files can be checked.
+    Nothing in it is signed, so that only its files, and the folders above it, can be checked.
+
+    Returns:
+        The checkpoint without symbolic links. Only this name was checked: a link in ``checkpoint`` may be changed at
+        any time.
 
     Raises:
-        ConfigError: a file belongs to another user, or other users can write it.
+        ConfigError: a file belongs to another user, or other users can write or replace it.
     """
-    reason = next(_foreign_access(_files_below(checkpoint), checkpoint), None)
-    if reason is not None:
+    folder = checkpoint.resolve()
+    if not folder.is_dir():
+        return folder  # a later check says that it does not exist
+    reason = file_access.replaceable_folder(folder.parent) or next(_foreign_access(_files_below(folder), folder), None)
+    if reason:
         raise ConfigError(
             f"trainer.resume_from_path={checkpoint}: {reason}. A checkpoint can contain code. If you trust whoever "
             "made it, copy it into a folder of your own and name the copy."
         )
+    return folder
 
 
 def key_file() -> Path:
@@ -199,12 +227,18 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _foreign_access(paths: Iterable[Path], folder: Path) -> Iterator[str]:
     """How users other than this one can change, or have changed, ``paths`` in ``folder``."""
     for path in paths:
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            if status.st_uid not in (os.geteuid(), 0):
-                yield f"{path} belongs to {_user_name(status.st_uid)}"
-            if file_access.is_open_to_others(status, os.W_OK):
+        try:
+            user = path.stat().st_uid
+            if user not in (os.geteuid(), 0):
+                yield f"{path} belongs to {_user_name(user)}"
+            if file_access.is_open_to_others(path, os.W_OK):
                 yield f"other users can write {path}. `chmod -R go-w {folder}` prevents this from now on"
+            if path.is_symlink() and (problem := file_access.replaceable_target(path)):
+                yield f"{path} is a link, and {problem}"
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{path} cannot be examined ({error.strerror})"
 
 
 def _user_name(user: int) -> str:

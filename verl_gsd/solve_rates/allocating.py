@@ -63,8 +63,16 @@ def allocate_rows(
             total over all rows only.
 
     Raises:
-        ValueError: the rates and the rows cannot be matched, or the bounds contradict each other or ``group_size``.
+        ValueError: the rates are from dumps or cannot be matched with the rows, or the bounds contradict each other or
+            ``group_size``.
     """
+    if rates.from_dumps:
+        evicted = " They also lack the groups that dynamic sampling evicted." if rates.mixed_groups else ""
+        raise ValueError(
+            f"{rates.path}: verl's dumps do not say which row of the training set a prompt is.{evicted} Set "
+            "--solve-rates to the folder of the verl-gsd run, whose records have all groups with their rows, or to a "
+            "table with a solve rate for each row."
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is too small. Set it to 1 or more rows.")
     if batch_size is not None and batch_size > len(table):

@@ -5,7 +5,8 @@ PROMPT_SESSION_OUTPUT, and a validation adds the verifier's results. verl gives 
 prompts are identified by their text and their reference answer.
 
 verl dumps the batch that it trains on. With dynamic sampling, evicted groups are therefore missing. A source without
-any silent group is reported as such.
+any silent group is reported as such. The batch can also have demonstrations and responses of earlier steps, which say
+nothing about the policy at this step. Our trainer modes mark each row in the fields ``ORIGIN`` and ``REPLACED_SCORE``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
+from verl_gsd.regular_files import open_regular
 from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
@@ -29,6 +31,13 @@ _STEP = re.compile(r"(\d+)\.jsonl")
 _OUTPUT = re.compile(r"(_\d+)_\d+$")
 _SESSION = re.compile(r"_\d+_\d+$")
 _FIELDS = {"input", "output", "gts", "score", "step"}
+
+#: Field of a rollout dump of our trainer modes: who generated the response. ``POLICY`` is the policy in this step;
+#: ``EARLIER`` is the policy in an earlier step. Other values are the author of a demonstration, ``expert`` or ``self``.
+ORIGIN, POLICY, EARLIER = "gsd_origin", "policy", "earlier"
+#: Field of the same dumps: the score of the policy's response that a demonstration replaced, else null. The replaced
+#: response itself is not in the dump.
+REPLACED_SCORE = "gsd_replaced_score"
 
 
 def dumps_in(path: Path) -> list[Path]:
@@ -39,10 +48,14 @@ def dumps_in(path: Path) -> list[Path]:
     return [path] if path.suffix == ".jsonl" and _is_dump(path) else []
 
 
-def dump_rows(file: Path, on_incomplete: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def dump_rows(
+    file: Path, within: Path | None, on_incomplete: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the content of each line of a dump.
 
     Args:
+        within: the folder in which ``dumps_in`` found the file. A link out of it is not followed. None if the user
+            named the file itself.
         on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
             left out.
 
@@ -50,7 +63,7 @@ def dump_rows(file: Path, on_incomplete: Callable[[str], None]) -> Iterator[tupl
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
-        with file.open("rb") as lines:
+        with open_regular(file, within=within) as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{file}, line {number} (the first is 1)"
                 try:
@@ -75,6 +88,11 @@ def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
     return reader.rates()
 
 
+def is_of_policy(row: Mapping[str, Any]) -> bool:
+    """Whether the policy generated the response in the step of the dump, as far as the row tells."""
+    return row.get(ORIGIN, POLICY) == POLICY
+
+
 def session_of_uid(uid: str) -> str | None:
     """The session of a row's uid; None for a row with which verl pads a batch."""
     return None if uid.startswith("pad") else _OUTPUT.sub(r"\1", uid)
@@ -92,22 +110,36 @@ class _DumpReader:
         self._skipped: dict[str, list[str]] = {}
         self._groups = 0  # with at least two verdicts
         self._silent: dict[str, int] = {}  # by what dynamic sampling may compare: verdicts or scores
+        self._unmarked_files = 0  # see ``SolveRates.unmarked_files``
 
     def read(self, file: Path) -> None:
-        groups: dict[str | int, list[tuple[float, float]]] = {}  # verdicts and scores by group
+        # Verdicts and scores by group, as dynamic sampling saw them: with the rows that are not the policy's.
+        groups: dict[str | int, list[tuple[float, float]]] = {}
         sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
-        for where, row in dump_rows(file, self._skip_line):
+        is_marked = False
+        within = None if file == self._path else self._path
+        for where, row in dump_rows(file, within, self._skip_line):
             uid = row.get("uid")
             if isinstance(uid, str):
                 session = session_of_uid(uid)
                 if session is None or session in sessions:
                     continue
                 sessions.add(session)
-            counted = self._count(row, where)
-            if counted is not None:
-                entry, verdict = counted
-                group = _SESSION.sub("", uid) if isinstance(uid, str) else entry
+            is_marked |= ORIGIN in row
+            verdict = self._verdict(row, where)
+            prompt = prompt_hash([row["input"], row.get("gts")])
+            counted = verdict
+            if not is_of_policy(row):
+                self._skipped.setdefault("demonstrations and responses of earlier steps", []).append(where)
+                counted = self._replaced(row, where)
+            elif math.isnan(verdict):
+                self._skipped.setdefault(f"responses without a {self._field}", []).append(where)
+            if not math.isnan(counted):
+                self._count(prompt, counted)
+            if not math.isnan(verdict):
+                group = _SESSION.sub("", uid) if isinstance(uid, str) else prompt
                 groups.setdefault(group, []).append((verdict, _score(row)))
+        self._unmarked_files += not is_marked and _seem_added_to(sessions)
         for values in groups.values():
             if len(values) > 1:
                 self._groups += 1
@@ -117,27 +149,36 @@ class _DumpReader:
     def _skip_line(self, where: str) -> None:
         self._skipped.setdefault("files with an incomplete last line", []).append(where)
 
-    def _count(self, row: dict[str, Any], where: str) -> tuple[int, float] | None:
-        """Add a response. Returns the entry of its prompt and its verdict; None if it has no verdict."""
+    def _verdict(self, row: dict[str, Any], where: str) -> float:
+        """The verdict on the response of a row; NaN if it has none."""
         if "input" not in row:
             raise ValueError(f"{where} has no field input. Use a file that verl dumped (trainer.rollout_data_dir).")
         if self._field is None:
             self._field = "acc" if "acc" in row else "score"
         if self._field not in row:
             raise ValueError(f"{where} has no field {self._field}. Set --column to one of {', '.join(row)}.")
+        return self._as_verdict(row, self._field, where)
+
+    def _replaced(self, row: dict[str, Any], where: str) -> float:
+        """The verdict on the policy's response that the demonstration of a row replaced; NaN if there is none."""
+        return self._as_verdict(row, REPLACED_SCORE, where) if self._field == "score" else math.nan
+
+    @staticmethod
+    def _as_verdict(row: dict[str, Any], field: str, where: str) -> float:
         try:
-            verdict = without_rounding(as_number(row[self._field]))
+            verdict = without_rounding(as_number(row.get(field)))
         except ValueError as error:
-            raise ValueError(f"{where}, field {self._field}: {error}") from None
-        if math.isnan(verdict):
-            self._skipped.setdefault(f"responses without a {self._field}", []).append(where)
-            return None
-        if not 0 <= verdict <= 1:
+            raise ValueError(f"{where}, field {field}: {error}") from None
+        if not (math.isnan(verdict) or 0 <= verdict <= 1):
             raise ValueError(
-                f"{where}, field {self._field}: {verdict:g} is not a verdict from 0 to 1. Set --column to a field that "
+                f"{where}, field {field}: {verdict:g} is not a verdict from 0 to 1. Set --column to a field that "
                 "holds verdicts."
             )
-        entry = self._entries.setdefault(prompt_hash([row["input"], row.get("gts")]), len(self._total))
+        return verdict
+
+    def _count(self, prompt: int, verdict: float) -> None:
+        """Add a response of the policy to its prompt."""
+        entry = self._entries.setdefault(prompt, len(self._total))
         if entry == len(self._total):
             self._correct.append(0.0)
             self._graded.append(False)
@@ -145,7 +186,6 @@ class _DumpReader:
         self._correct[entry] += verdict
         self._graded[entry] |= 0 < verdict < 1
         self._total[entry] += 1
-        return entry, verdict
 
     def rates(self) -> SolveRates:
         skipped = tuple(f"{len(places)} {what}; the first is {places[0]}" for what, places in self._skipped.items())
@@ -154,7 +194,31 @@ class _DumpReader:
         correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
         rates = rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
         without_silent = 0 in self._silent.values()
-        return replace(rates, mixed_groups=self._groups if without_silent else 0)
+        return replace(
+            rates,
+            mixed_groups=self._groups if without_silent else 0,
+            unmarked_files=self._unmarked_files,
+            from_dumps=True,
+        )
+
+
+def _seem_added_to(sessions: Iterable[str]) -> bool:
+    """Whether most groups of a dump lack session numbers.
+
+    verl numbers the sessions of a group from 0. Our trainer modes give earlier responses the numbers from
+    ``rollout.n`` on, and do not use the numbers of the responses that were not generated. A session that failed leaves
+    a gap, too, but seldom in most groups.
+
+    Args:
+        sessions: ``session_of_uid`` of the rows.
+    """
+    numbers: dict[str, list[int]] = {}
+    for session in sessions:
+        uid, _, number = session.rpartition("_")
+        if number.isdecimal():
+            numbers.setdefault(uid, []).append(int(number))
+    gaps = [max(of_group) >= len(of_group) for of_group in numbers.values()]
+    return 2 * sum(gaps) > len(gaps)
 
 
 def _score(row: dict[str, Any]) -> float:
@@ -166,7 +230,7 @@ def _score(row: dict[str, Any]) -> float:
 
 def _is_dump(file: Path) -> bool:
     try:
-        with file.open("rb") as lines:
+        with open_regular(file) as lines:
             row = json.loads(lines.readline())
     except (OSError, ValueError, RecursionError):
         return False  # read_table then reports what is wrong with the file

@@ -26,6 +26,9 @@ class SolveRates:
         graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
         mixed_groups: the number of groups if the source has mixed groups only, as the dumps of a run with dynamic
             sampling; else 0. Such rates are not those of the prompts: groups that agreed are missing.
+        unmarked_files: the number of dumps that seem to have responses of earlier steps and do not mark them. These
+            count as responses of the policy.
+        from_dumps: whether the source is verl's dumps.
     """
 
     path: Path
@@ -38,25 +41,38 @@ class SolveRates:
     n_rows: int = 0
     graded: int = 0
     mixed_groups: int = 0
+    unmarked_files: int = 0
+    from_dumps: bool = False
 
     def __len__(self) -> int:
         return len(self.rate)
 
     @property
+    def is_biased(self) -> bool:
+        """Whether groups are missing, or responses may count that are not the policy's."""
+        return self.mixed_groups > 0 or self.unmarked_files > 0
+
+    @property
     def unbiased_counts(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """``correct`` and ``total`` if unbiased estimates can be computed from them; else None and None."""
-        return (None, None) if self.mixed_groups else (self.correct, self.total)
+        return (None, None) if self.is_biased else (self.correct, self.total)
 
     def notices(self) -> list[str]:
-        """What was skipped, and whether groups are missing."""
+        """What was skipped, whether groups are missing, and whether rows may count that should not."""
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
         if self.mixed_groups:
             sentences.append(
-                f"All {self.mixed_groups} groups in {self.path} are mixed. If the run had dynamic sampling "
-                "(algorithm.filter_groups), it evicted the silent groups, and verl dumps only what it trains on. The "
-                "evicted groups are missing from all figures below: silent groups are understated, gain is "
-                "overstated, and no figure is unbiased. Set --solve-rates to the run's folder, whose records have the "
-                "evicted groups."
+                f"All {self.mixed_groups} groups in {self.path} are mixed. Dynamic sampling (algorithm.filter_groups) "
+                "evicts the silent groups, and verl dumps only what it trains on. If the run had it, silent groups are "
+                "understated below, and gain is overstated. No figure is therefore called unbiased. Set --solve-rates "
+                "to the folder of the verl-gsd run, whose records have the evicted groups."
+            )
+        if self.unmarked_files:
+            sentences.append(
+                f"In {self.unmarked_files} dumps of {self.path}, most groups lack session numbers. Either sessions "
+                "failed, or the run added responses of earlier steps to its groups. The dumps do not mark such rows, "
+                "so all of them count as responses of the policy, and no figure is called unbiased. Set --solve-rates "
+                "to the run's folder, whose records do not count them."
             )
         return sentences
 

@@ -35,8 +35,8 @@ def read_solve_rates(
       k out of N times.
     - verl's rollout or validation dumps (``trainer.rollout_data_dir``): a folder of files STEP.jsonl, or one such file.
       The rate of a prompt is the mean of field ``column`` over its responses. The default is acc, or score if a dump
-      has no acc. Dumps do not distinguish demonstrations from responses, and do not have the groups that dynamic
-      sampling evicted (``SolveRates.mixed_groups``).
+      has no acc. Demonstrations and responses of earlier steps are skipped if the dump marks them (``dumps.ORIGIN``).
+      Dumps do not have the groups that dynamic sampling evicted (``SolveRates.mixed_groups``).
     - The folder of a verl-gsd run: the rates are pooled by prompt from its records. Demonstrations are not counted.
 
     Rates that are pooled over the steps of a run average over a policy that changed during the run.

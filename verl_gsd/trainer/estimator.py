@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ class _BatchContext:
         columns: see ``chain.Rows.columns``.
         extensions: the extensions of the run; None under verl's own trainers, where they are built from the config.
         advantages: (N,), one per row; the estimator sets it.
+        metrics: those of the division by sigma; the estimator sets them.
     """
 
     representative: torch.Tensor | None
     columns: Mapping[str, Any]
     extensions: Mapping[str, extension.Extension] | None
     advantages: torch.Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 _BATCH: ContextVar[_BatchContext | None] = ContextVar("_BATCH", default=None)
@@ -107,7 +109,13 @@ def gsd_advantage(
             represents_itself = representative == torch.arange(len(representative))
             mask = represents_itself if mask is None else mask & represents_itself
         row_advantages = chain.advantages(
-            rewards, index, gsd, mask=mask, columns=batch.columns, extensions=batch.extensions
+            rewards,
+            index,
+            gsd,
+            mask=mask,
+            columns=batch.columns,
+            extensions=batch.extensions,
+            metrics=batch.metrics,
         )
         if representative is not None:
             row_advantages = row_advantages[representative]

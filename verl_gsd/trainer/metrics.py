@@ -79,7 +79,7 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
         If the config is an operation on sigma:
 
-        - ``dial/gain/mean``: mean gain.
+        - ``dial/gain/mean``: mean gain. Absent if verl subtracts a KL penalty from the rewards.
         - ``dial/gain_share/{hard,between,easy}``: shares of the gradient mass of the groups that were trained on, by
           the group's accuracy. See ``records.gradient_mass``.
 
@@ -154,9 +154,9 @@ def doubt(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _gain(table: pa.Table) -> dict[str, float]:
-    if table["gain"].null_count:
-        return {}
-    metrics = {"dial/gain/mean": float(table["gain"].to_numpy().mean())}
+    metrics = {}
+    if not table["gain"].null_count:
+        metrics["dial/gain/mean"] = float(table["gain"].to_numpy().mean())
     mass, rated = gradient_mass(table), table["total"].to_numpy() > 0
     counted = rated & ~np.isnan(mass)
     if 0 < mass[counted].sum() < np.inf:

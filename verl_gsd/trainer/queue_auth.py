@@ -4,14 +4,7 @@ TransferQueue listens on the node's IP address and unpickles what it receives fr
 these sockets. This module adds an HMAC-SHA256 to every message, and checks it before anything is decoded. It covers the
 frames that are unpickled or decoded as msgpack. The other frames are the bytes of tensors, which cannot run code.
 
-The key is 32 random bytes per Ray job. The first process that needs it stores it in the key-value store of Ray's
-control service, and the others read it there, because
-
-- it reaches every node without a shared disk, and needs no launcher, so it also works under verl's ``main_ppo``;
-- it is never in an environment, a config, a log, a file or Ray's job metadata;
-- only those who may use the Ray cluster can read it, and they can run code in it anyway. With Ray's token, which Ray
-  enables by default in clusters that it starts for a run, these are the owners of the token. If Ray's authentication
-  is disabled, everyone who reaches the cluster can run code in it, and this module cannot change that.
+The key is 32 random bytes per Ray job, which its processes share (``job_secrets.py``).
 
 A rejected message is not decoded. TransferQueue logs it and answers with an error, as it does for damaged messages.
 This module limits these log lines to one per minute and logger.
@@ -27,14 +20,12 @@ from __future__ import annotations
 import functools
 import hmac
 import logging
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
-#: Namespace of our entries in Ray's key-value store.
-_NAMESPACE = "verl_gsd"
-_KEY_BYTES = 32
+from verl_gsd.trainer.job_secrets import job_secret
+
 #: TransferQueue's mark of a message whose second frame is a pickle.
 _PICKLED = b"\xc1\xfe\xed"
 #: Seconds between two log lines about rejected messages.
@@ -116,23 +107,14 @@ def _tag(frames: Sequence[Any]) -> bytes:
 
 @functools.cache
 def _key() -> bytes:
-    """The key of this process's Ray job, which this process creates if no other process has.
+    """The key of this process's Ray job.
 
     It is read once: verl's processes belong to one job as long as they live.
 
     Raises:
         RuntimeError: Ray is not initialized in this process.
     """
-    import ray
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
-    if not ray.is_initialized():  # otherwise, the next call would start a cluster
-        raise RuntimeError("A message of TransferQueue needs the run's key, and Ray is not initialized in this process")
-    name = f"queue_key_{ray.get_runtime_context().get_job_id()}"
-    _internal_kv_put(name, secrets.token_bytes(_KEY_BYTES), overwrite=False, namespace=_NAMESPACE)
-    key = _internal_kv_get(name, namespace=_NAMESPACE)
-    assert key is not None and len(key) == _KEY_BYTES
-    return key
+    return job_secret("queue_key")
 
 
 class _RateLimit(logging.Filter):

@@ -16,6 +16,7 @@ import torch
 
 from verl_gsd.extension import RowStore
 from verl_gsd.responses import Response
+from verl_gsd.solve_rates.dumps import EARLIER, POLICY
 
 #: The partition of training rows, and that of validation rows, which pass through the same buffer.
 PARTITION, VALIDATION = "train", "val"
@@ -68,6 +69,16 @@ def is_padding(key: str) -> bool:
 def is_own(tag: Mapping[str, Any]) -> bool:
     """Whether the policy generated the row in this step: no demonstration and no earlier response."""
     return GENERATED_IN not in tag and DEMONSTRATED_BY not in tag
+
+
+def origin(tag: Mapping[str, Any]) -> str:
+    """Who generated the row, in the words of ``solve_rates.dumps.ORIGIN``."""
+    return POLICY if is_own(tag) else tag.get(DEMONSTRATED_BY, EARLIER)
+
+
+def replaced_reward(tag: Mapping[str, Any]) -> float | None:
+    """The reward of the policy's response that a demonstration replaced; None if the row replaced none."""
+    return tag[REPLACED][0] if REPLACED in tag else None
 
 
 def as_number(value: Any) -> float:

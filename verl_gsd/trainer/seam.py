@@ -45,6 +45,7 @@ class Seam:
 
     Attributes:
         left: the groups that have left the buffer in the current step, each with its fate.
+        sizes_in_data: whether the data sets the number of rollouts per prompt.
         mass: uid -> the gradient mass of each group in the current step's batches; see ``on_advantages``.
     """
 
@@ -53,6 +54,7 @@ class Seam:
     ) -> None:
         self.extensions, self.prompts, self.rows = extensions, prompts, rows
         self.left: list[tuple[Group, Fate]] = []
+        self.sizes_in_data = False
         self.mass: dict[str, float] = {}
         self._group_size = group_size
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, for every group that has not left the buffer
@@ -88,6 +90,7 @@ class Seam:
         """
         self._prompt_of |= prompts
         visits = self._visits(prompts, columns)
+        self.sizes_in_data |= visits.has_own_rollouts
         self._run("before_rollout", visits)
         self._requested |= _rollouts(visits)
         return visits.notes if visits.requested is None else {ROLLOUTS: visits.requested, **visits.notes}

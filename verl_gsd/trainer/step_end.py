@@ -12,14 +12,18 @@ from verl_gsd.trainer.seam import Seam
 HALF_LIFE = 100.0
 
 
-def step_table(seam: Seam, *, step: int, attempt: int, alpha: float | None) -> tuple[list[records.LeftGroup], pa.Table]:
+def step_table(
+    seam: Seam, *, step: int, attempt: int, alpha: float | None, kl_in_reward: bool = False
+) -> tuple[list[records.LeftGroup], pa.Table]:
     """The groups that left in the step, and their records. No state changes.
 
     Args:
-        alpha: see ``records.step_records``.
+        alpha, kl_in_reward: see ``records.step_records``.
     """
     left = [records.LeftGroup(group, fate, seam.record(group), seam.mass.get(group.uid)) for group, fate in seam.left]
-    table = records.step_records(left, step=step, attempt=attempt, alpha=alpha, unrated=seam.prompts.unrated)
+    table = records.step_records(
+        left, step=step, attempt=attempt, alpha=alpha, kl_in_reward=kl_in_reward, unrated=seam.prompts.unrated
+    )
     return left, with_prediction(table, seam.prompts, step, seam.prompts.prior)
 
 

@@ -43,7 +43,8 @@ from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
 from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
-from verl_gsd.rundir import HELD_OUT_PROMPTS, RunDirectory
+from verl_gsd.rundir import HELD_OUT_PROMPTS, SIZES_IN_DATA, RunDirectory
+from verl_gsd.solve_rates.dumps import ORIGIN, REPLACED_SCORE
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
@@ -56,7 +57,7 @@ from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
 from verl_gsd.trainer.row_store import BatchColumns, QueueRows
-from verl_gsd.trainer.rows import PARTITION, is_own
+from verl_gsd.trainer.rows import PARTITION, is_own, origin, replaced_reward
 from verl_gsd.trainer.seam import Seam
 from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
 from verl_gsd.trainer.verifying import RewardWorkers
@@ -101,6 +102,7 @@ class GroupTrainer(PPOTrainer):
 
     verl_mode: ClassVar[str]
     is_finished = False  # under verl's ``main_ppo``: the run was finished before it was resumed, and nothing started
+    _dumped_tags: dict[str, dict[str, Any]] | None = None  # by row key, while verl dumps a batch
     train_dataloader: Any
     _rollout_moe_lb_metrics_accumulator: Any
 
@@ -297,6 +299,7 @@ class GroupTrainer(PPOTrainer):
         columns = self.seam.stage_inputs(batch)
         with estimator.batch_context(batch.keys, columns, self.seam.extensions) as context:
             batch = super()._compute_advantage(batch, metrics)
+        metrics.update(context.metrics)
         self.seam.on_advantages(batch, context.advantages)
         loss_columns = self.seam.loss_columns(batch, context.advantages)
         if loss_columns:
@@ -338,7 +341,13 @@ class GroupTrainer(PPOTrainer):
         batch = super().step(metrics, timing_raw)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
-        left, table = step_table(self.seam, step=self.global_steps, attempt=self._attempt, alpha=self._alpha)
+        left, table = step_table(
+            self.seam,
+            step=self.global_steps,
+            attempt=self._attempt,
+            alpha=self._alpha,
+            kl_in_reward=self.config.algorithm.use_kl_in_reward,
+        )
         records.write_step(self._run.path, table, step=self.global_steps, attempt=self._attempt)
         metrics.update(group_metrics(table))
         groups = [entry.group for entry in left]
@@ -346,6 +355,8 @@ class GroupTrainer(PPOTrainer):
         self.monitor.rewards.report_unrated(self.global_steps, groups)
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
+        if self.seam.sizes_in_data:
+            metrics[SIZES_IN_DATA] = 1.0
         metrics.update(end_step(self.seam, self.global_steps))  # saved state changes here
         for name, spent in self.seam.seconds().items():
             timing_raw[f"gsd_{name}"] = spent
@@ -378,6 +389,25 @@ class GroupTrainer(PPOTrainer):
 
     def _compute_metrics(self, batch, *args, **kwargs):
         return super()._compute_metrics(_own_rows(batch), *args, **kwargs)
+
+    # Dumps have all rows of a batch. Two columns tell which of them the policy generated in this step.
+
+    def _log_rollout_data(self, batch, timing_raw, rollout_data_dir):
+        self._dumped_tags = dict(zip(batch.keys, batch.tags, strict=True))
+        try:
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
+        finally:
+            self._dumped_tags = None
+
+    def _dump_generations(self, inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path):
+        if self._dumped_tags is not None:  # else it is a validation
+            tags = [self._dumped_tags[key] for key in reward_extra_infos_dict["uid"]]
+            columns = {
+                ORIGIN: [origin(tag) for tag in tags],
+                REPLACED_SCORE: [replaced_reward(tag) for tag in tags],
+            }
+            reward_extra_infos_dict = {**reward_extra_infos_dict, **columns}
+        super()._dump_generations(inputs, outputs, gts, scores, reward_extra_infos_dict, dump_path)
 
     # Checkpoints
 

@@ -4,19 +4,19 @@ verl puts these sockets into /tmp and names them after the Ray job id. The first
 id. If two runs on one machine use separate clusters, they therefore load each other's weights without a message, or
 hang. Any user of the machine can also bind such a name first, and verl's receiver unpickles what it receives.
 
-This module moves the sockets into /tmp/verl_gsd_weights_NODE. NODE is the Ray node id, because
+This module moves the sockets into /tmp/verl_gsd_weights_MARK. MARK is random per Ray job and node, because
 
-- sender and receiver are always on the same Ray node, and both know its id without communication;
-- Ray generates a random id for every node of every cluster. Runs on different clusters therefore never share it. Runs
-  on the same cluster have different job ids, which stay in the socket's name;
+- another user could create a folder first whose name can be guessed, and the run would end with an error;
+- sender and receiver are always on the same Ray node, and its job's processes share random bytes (``job_secrets.py``);
+- two runs never share a folder;
 - each node of a run creates its own folder, so no launcher is needed.
 
 The folder also holds the sockets between vLLM's own processes (VLLM_RPC_BASE_PATH). It also lists the shared memory
 through which weights are sent. If a process is killed, vLLM and verl leave both behind; ``private_folders.py`` removes
 them when the run has ended.
 
-The sender is a Ray worker and gets the id from Ray. The receiver is one of vLLM's processes and reads the id from the
-environment of the actor that started vLLM. verl passes its job id in the same way.
+The sender is a Ray worker and asks Ray. The receiver is one of vLLM's processes and reads MARK from the environment of
+the actor that started vLLM. verl passes its job id in the same way.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from typing import Any
 
 from verl_gsd import private_folders
 from verl_gsd.run.verl_hooks import when_imported
+from verl_gsd.trainer.job_secrets import job_secret
 
-#: Environment variable of vLLM's processes: the id of their Ray node.
-NODE = "VERL_GSD_RAY_NODE"
+#: Environment variable of vLLM's processes: the random part of their folder's name.
+MARK = "VERL_GSD_WEIGHTS_MARK"
 
 
 def install() -> None:
@@ -43,29 +44,29 @@ def install() -> None:
     when_imported(f"{package}.bucketed_weight_transfer", _patch_shared_memory, patch=patch)
 
 
-def private_handle(handle: str, node: str) -> str:
-    """Move verl's socket name ``handle`` into the folder of the Ray node ``node``.
+def private_handle(handle: str, mark: str) -> str:
+    """Move verl's socket name ``handle`` into the folder whose name ends with ``mark``.
 
     Creates the folder if it does not exist. This process holds the folder until it exits.
 
     Raises:
         UnsafeFolderError: the folder belongs to another user, other users can enter it, or it is not a folder.
     """
-    return f"ipc://{private_folders.node_folder(node)}/{PurePath(handle).name}"
+    return f"ipc://{private_folders.node_folder(mark)}/{PurePath(handle).name}"
 
 
-def _node() -> str:
-    """The id of this process's Ray node."""
-    if node := os.environ.get(NODE):
-        return node
+def _mark() -> str:
+    """The random part of the name of the folder that this process's job has on its node: 16 hexadecimal digits."""
+    if mark := os.environ.get(MARK):
+        return mark
     import ray
 
     if not ray.is_initialized():  # otherwise, the next call would start a cluster
         raise RuntimeError(
-            f"{NODE} is not set in this vLLM process, and Ray is not initialized in it. Install verl-gsd on every "
+            f"{MARK} is not set in this vLLM process, and Ray is not initialized in it. Install verl-gsd on every "
             "node, or set VERL_USE_EXTERNAL_PLUGINS so that verl loads its plugin."
         )
-    return ray.get_runtime_context().get_node_id()
+    return job_secret(f"weights_{ray.get_runtime_context().get_node_id()}").hex()[:16]
 
 
 def _patch_sender(vllm_rollout: Any) -> None:
@@ -76,7 +77,7 @@ def _patch_sender(vllm_rollout: Any) -> None:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self.zmq_handle = private_handle(self.zmq_handle, _node())
+        self.zmq_handle = private_handle(self.zmq_handle, _mark())
 
     adapter.__init__ = init
 
@@ -91,8 +92,8 @@ def _patch_server(vllm_async_server: Any) -> None:
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        os.environ[NODE] = _node()
-        os.environ.setdefault("VLLM_RPC_BASE_PATH", private_folders.node_folder(_node()))
+        os.environ[MARK] = _mark()
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", private_folders.node_folder(_mark()))
         original(self, *args, **kwargs)
 
     server.__init__ = init
@@ -105,7 +106,7 @@ def _patch_receiver(utils: Any) -> None:
 
     @functools.wraps(original)
     def _get_zmq_handle(self: Any) -> str:
-        return private_handle(original(self), _node())
+        return private_handle(original(self), _mark())
 
     extension._get_zmq_handle = _get_zmq_handle
 

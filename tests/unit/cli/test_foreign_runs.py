@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from acls import grant
 from checkpoint_files import write_checkpoint
 from hostile_server import HostileServer, http
 from omegaconf import OmegaConf
@@ -21,8 +22,10 @@ from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
 from verl_gsd.run import launch, trust
+from verl_gsd.run.code_paths import CODE_KEYS
 from verl_gsd.run.compose import parse_line
 from verl_gsd.run.messages import RunStoppedError
+from verl_gsd.run.remote_paths import FILE_KEYS
 from verl_gsd.rundir import RunDirectory
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
@@ -382,3 +385,115 @@ def test_the_laboratory_has_no_use_for_trust():
 
     with pytest.raises(ConfigError, match=r"trust=/a: .*Remove it"):
         parse_lab_line(["algo=grpo", "task=arithmetic", "trust=/a"])
+
+
+def test_a_named_user_of_an_acl_who_can_write_is_another_user(run, tmp_path, monkeypatch):
+    """The mode alone looks as if only the user's private group could write."""
+    monkeypatch.setattr(trust.file_access, "is_own_group", lambda group: True)
+    shard = run.checkpoint(4) / "actor" / "model_world_size_1_rank_0.pt"
+    grant(shard, 65534, os.R_OK | os.W_OK)
+    with pytest.raises(ConfigError, match=f"other users can write {shard}.*chmod -R go-w"):
+        resumed(run)
+    shard.chmod(0o640)  # what the message recommends
+    assert set(LINE) <= set(resumed(run).words)
+    grant(tmp_path, 65534, os.R_OK | os.W_OK | os.X_OK, default=True)
+    tmp_path.chmod(0o755)
+    with pytest.raises(ConfigError, match=rf"default_local_dir={tmp_path}/new: .*setfacl -k {tmp_path}"):
+        train._compose([*LINE, f"trainer.default_local_dir={tmp_path}/new"])
+
+
+def test_a_run_stays_in_the_folder_that_was_checked_if_a_link_to_it_is_changed(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    _, config = train._compose([*LINE, f"trainer.default_local_dir={tmp_path}/link/new"])
+    assert config.trainer.default_local_dir == f"{tmp_path}/new"
+    _, config = train._compose([*LINE, f"trainer.default_local_dir={tmp_path}/link/new", f"trust={tmp_path}/link"])
+    assert config.trainer.default_local_dir == f"{tmp_path}/new"
+    link = tmp_path / "link" / run.path.name
+    assert resumed(RunDirectory(link)).resume == run.path
+    checkpoint = train._chosen_checkpoint(parse_line([f"resume={link}/global_step_4"]))
+    assert checkpoint == run.checkpoint(4)
+
+
+def test_a_link_that_takes_the_place_of_a_new_run_is_not_followed(tmp_path):
+    """Its folder was checked when nothing was there."""
+    (tmp_path / "mine").mkdir()
+    config = resume_config(RunDirectory(tmp_path / "run"))
+    (tmp_path / "run").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/run: the path leads through a symbolic link.*{tmp_path}/mine"):
+        launch.new_attempt(config, LINE, resuming=False).__enter__()
+    assert not RunDirectory(tmp_path / "mine").config.exists()
+
+
+def test_a_checkpoint_for_a_new_run_must_not_be_replaceable_and_is_used_without_links(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.checkpoint(4))
+    words = [*LINE, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/link"]
+    words.append(f"trainer.default_local_dir='{tmp_path}/new'")
+    _, config = train._compose(words)
+    assert config.trainer.resume_from_path == str(run.checkpoint(4))
+    run.path.chmod(0o777)
+    with pytest.raises(ConfigError, match=rf"resume_from_path={tmp_path}/link: other users can write {run.path} "):
+        train._compose(words)
+
+
+def test_a_link_in_a_checkpoint_must_lead_through_folders_that_others_cannot_write(run, tmp_path):
+    shard = run.checkpoint(4) / "actor" / "model_world_size_1_rank_0.pt"
+    (tmp_path / "shared").mkdir()
+    shard.rename(tmp_path / "shared" / "shard")
+    shard.symlink_to(tmp_path / "shared" / "shard")
+    assert set(LINE) <= set(resumed(run).words)
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(ConfigError, match=rf"{shard} is a link, and other users can write {tmp_path}/shared"):
+        resumed(run)
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    with pytest.raises(ConfigError, match=rf"{shard} cannot be examined \(Too many levels of symbolic links\)"):
+        resumed(run)
+
+
+CODE = "reward.custom_reward_function.path"
+
+
+@pytest.mark.parametrize(
+    "word", [f"{CODE}=verifier.py", f"++{CODE}='verifier.py'", "reward.custom_reward_function={path:verifier.py}"]
+)
+@pytest.mark.parametrize("folder", ["plain", "it's a, {folder}"])
+def test_a_relative_path_of_code_is_stored_as_the_file_that_it_named_at_the_start(tmp_path, monkeypatch, word, folder):
+    """A resume may be started in another folder, where somebody else has put a file of the same name."""
+    (here := tmp_path / folder).mkdir()
+    (here / "verifier.py").touch()
+    monkeypatch.chdir(here)
+    words = [*LINE, word, "data.custom_cls.path=pkg://verl.x", f"trainer.default_local_dir={tmp_path}/new"]
+    line, config = train._compose(words)
+    assert OmegaConf.select(config, CODE) == f"{here}/verifier.py"
+    assert config.data.custom_cls.path == "pkg://verl.x"
+    _, again = train._compose(line.words)
+    assert again == config
+
+
+def test_a_file_scheme_is_no_absolute_path_and_a_missing_file_stays(tmp_path, monkeypatch):
+    (tmp_path / "verifier.py").touch()
+    monkeypatch.chdir(tmp_path)
+    tools = "actor_rollout_ref.rollout.multi_turn.tool_config_path"
+    words = [*LINE, f"{CODE}=file://verifier.py", f"{tools}=examples/tools.yaml"]
+    _, config = train._compose(words)
+    assert OmegaConf.select(config, CODE) == f"{tmp_path}/verifier.py"
+    assert OmegaConf.select(config, tools) == "examples/tools.yaml", "verl looks for it in its own package"
+    assert set(CODE_KEYS) <= set(FILE_KEYS)
+
+
+def test_a_stored_relative_path_of_code_is_not_resumed(run, tmp_path, monkeypatch):
+    """Older versions stored it."""
+    words = [*LINE, f"{CODE}=verifier.py"]
+    run.overrides.write_text(yaml.safe_dump(words))
+    trust.sign(run, run.overrides.read_bytes())
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "verifier.py").touch()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(ConfigError, match=rf"{CODE}=verifier.py: .*relative.*Add {CODE}= with the absolute path"):
+        train._compose([f"resume={run.path}"])
+    line, config = train._compose([f"resume={run.path}", f"{CODE}={tmp_path}/verifier.py"])
+    assert (
+        OmegaConf.select(config, CODE) == f"{tmp_path}/verifier.py" and f"{CODE}={tmp_path}/verifier.py" in line.words
+    )
+    line, config = train._compose([f"resume={run.path}", f"{CODE}=verifier.py"])
+    assert OmegaConf.select(config, CODE) == f"{elsewhere}/verifier.py", "the new words name a file here"

@@ -200,6 +200,38 @@ def test_figures_of_dumps_without_silent_groups_are_not_called_unbiased(tmp_path
     assert figures(done.output, "silent groups, unbiased") == [25.0] and "filter_groups" not in flat(done.output)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_nothing_is_allocated_from_dumps(tmp_path, rates, silent):
+    """They lack what dynamic sampling evicted, and do not name the rows of the training set."""
+    scores = {"0+1=": [0, 1], "1+1=": [0, 0] if silent else [1, 0]}
+    rows = [
+        {"input": prompt, "output": "x", "gts": "1", "score": score, "step": 1, "uid": f"{prompt}_{n}_0"}
+        for prompt, scores_of_group in scores.items()
+        for n, score in enumerate(scores_of_group)
+    ]
+    (tmp_path / "1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.parquet"
+    done = invoke("--solve-rates", tmp_path / "1.jsonl", "--data", rates[0], "--allocate", out)
+    refused(done, r"1\.jsonl: verl's dumps .*--solve-rates .*folder")
+    assert ("dynamic sampling" in flat(done.stderr)) is not silent and not out.exists()
+
+
+def test_figures_of_dumps_that_may_have_earlier_responses_are_not_called_unbiased(tmp_path):
+    row = {"input": "q", "output": "x", "gts": "1", "score": 0.0, "step": 2}
+    lines = [row | {"uid": f"u_{n}_0"} for n in (0, 1, 4, 5)]
+    path = tmp_path / "2.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = invoke("--solve-rates", path, "--group-size", 2)
+    assert done.exit_code == 0, done.output
+    assert "lack session numbers" in flat(done.output) and "groups, unbiased" not in done.output
+    marks = ["policy", "policy", "earlier", "earlier"]
+    marked = [line | {"gsd_origin": mark} for line, mark in zip(lines, marks, strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    done = invoke("--solve-rates", path, "--group-size", 2)
+    assert figures(done.output, "silent groups, unbiased") == [100.0] and "lack session" not in flat(done.output)
+    assert "2 demonstrations and responses of earlier steps" in flat(done.output)
+
+
 def test_prompts_at_rates_0_and_1_alone_do_not_crash(tmp_path):
     path = tmp_path / "rates.csv"
     path.write_text("name,rate\na,0\nb,1\n")

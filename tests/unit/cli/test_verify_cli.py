@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hostile_server import HostileServer, completion, http
+from own_runs import make_own
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
 from verl_gsd.evaluation.pairs import Pair, PairColumns, math_verify_all, read_pairs
+from verl_gsd.solve_rates import read_solve_rates
 from verl_gsd.tasks import maths
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]")
@@ -149,7 +151,7 @@ def test_final_answers_are_compared_without_a_box(tmp_path):
     assert [verdict["right"] for verdict in verdicts if verdict["pair"] != "row 1"] == [True, True, False, False]
 
 
-def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path):
+def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path, monkeypatch):
     """Of a session with two outputs the last one is the response, and padding rows are left out."""
     dumps, run = tmp_path / "rollouts", tmp_path / "run"
     lines_in(dumps / "10.jsonl", [dumped(r"\boxed{4}", "5", "a_0_0", acc=1.0)])
@@ -167,6 +169,7 @@ def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path):
         file.write('{"input": "')
     run.mkdir()
     (run / "config.yaml").write_text(json.dumps({"trainer": {"rollout_data_dir": str(dumps)}}))
+    make_own(run, monkeypatch)
     notes = []
     pairs = read_pairs(dumps, PairColumns(), notes.append)
     assert [(pair.place, pair.response, pair.rewarded) for pair in pairs] == [
@@ -182,6 +185,19 @@ def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path):
         assert done.exit_code == 0 and "The run had another verdict on 2 pairs" in text, done.output
         assert text.count("right (differs)") == 1 and text.count("wrong (differs)") == 1
         assert ("default of verl" in text) == (source == run)
+
+
+def test_responses_that_the_policy_did_not_generate_in_the_step_are_left_out(tmp_path):
+    rows = [
+        dumped(r"\boxed{5}", "5", "a_0_0", gsd_origin="policy"),
+        dumped(r"\boxed{6}", "5", "a_1_0", gsd_origin="expert"),
+        dumped(r"\boxed{7}", "5", "a_8_0", gsd_origin="earlier"),
+    ]
+    lines_in(tmp_path / "rollouts" / "1.jsonl", rows)
+    notes = []
+    (pair,) = read_pairs(tmp_path / "rollouts", PairColumns(), notes.append)
+    assert pair.response == r"\boxed{5}"
+    assert notes == ["rollouts/1.jsonl: 2 demonstrations and responses of earlier steps were left out."]
 
 
 @pytest.mark.parametrize(
@@ -273,10 +289,33 @@ def test_an_input_is_not_overwritten(table):
     assert done.exit_code == 2 and "this is the input" in flat(done.output) and len(table.read_text()) > 100
 
 
-def test_sources_without_responses_are_errors_that_say_what_to_set(tmp_path):
+def test_dumps_outside_the_run_of_somebody_else_are_not_read(tmp_path, monkeypatch):
+    """Its config could name private responses of the user who reads it."""
+    run, dumps = tmp_path / "run", tmp_path / "rollouts"
+    lines_in(dumps / "1.jsonl", [dumped("a private response", "5", "a_0_0")])
+    lines_in(run / "rollouts" / "1.jsonl", [dumped("a response of the run", "5", "a_0_0")])
+    for folder, expected in ((dumps, None), (run / "rollouts", "a response of the run")):
+        (run / "config.yaml").write_text(json.dumps({"trainer": {"rollout_data_dir": str(folder)}}))
+        if expected:
+            assert [pair.response for pair in read_pairs(run, PairColumns(), print)] == [expected]
+            continue
+        done = invoke(run)
+        assert done.exit_code == 2 and "a private response" not in done.output
+        assert f"its config names dumps outside the run, in {dumps}, and nothing shows that you" in flat(done.output)
+    (run / "rollouts" / "1.jsonl").unlink()
+    (run / "rollouts" / "1.jsonl").symlink_to(dumps / "1.jsonl")
+    done = invoke(run / "rollouts")
+    assert done.exit_code == 2 and f"a link leads out of {run}/rollouts" in flat(done.output)
+    assert "1 pairs" in invoke(run / "rollouts" / "1.jsonl").output, "the user names this file"
+    with pytest.raises(ValueError, match=f"a link leads out of {run}/rollouts"):
+        read_solve_rates(run / "rollouts")
+
+
+def test_sources_without_responses_are_errors_that_say_what_to_set(tmp_path, monkeypatch):
     run, empty = tmp_path / "run", tmp_path / "empty"
     empty.mkdir()
     run.mkdir()
+    make_own(run, monkeypatch)
     for folders, message in [
         ({}, "stored no responses. Set trainer.rollout_data_dir"),
         ({"rollout_data_dir": None, "validation_data_dir": str(empty)}, f"its dumps are not in {empty}"),

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from evaluation_runs import answer_all, answers_of, evaluate, prepared_sums, random_model, rows_of
+from evaluation_runs import (
+    answer_all,
+    answers_of,
+    evaluate,
+    prepared_sums,
+    random_model,
+    rows_of,
+    unmerged_checkpoint,
+)
 from filelock import FileLock
 
 from verl_gsd.evaluation import benches, run
@@ -155,6 +163,43 @@ def test_an_output_folder_belongs_to_one_model(tmp_path, mini, two_models):
     assert not (tmp_path / "o" / "other").exists()
     evaluate("--checkpoint", good, "--bench", "other", *line)
     assert list(json.loads((tmp_path / "o" / "results.json").read_text())) == ["mini", "other"]
+
+
+@pytest.mark.parametrize("link", ["evaluation", "evaluation/global_step_4", "evaluation/global_step_4/model"])
+def test_a_link_in_somebody_elses_run_makes_eval_remove_nothing_elsewhere(tmp_path, mini, model, monkeypatch, link):
+    """eval replaces OUTPUT/model. Here, a link leads to a folder of the user who evaluates."""
+    checkpoint = unmerged_checkpoint(tmp_path / "gift", model)
+    mine = tmp_path / "mine"
+    for folder in (mine, mine / "model", mine / "global_step_4" / "model"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "precious").touch()
+    before = sorted(mine.rglob("*"))
+    place = tmp_path / "gift" / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(mine / "model" if place.name == "model" else mine)
+
+    def stub_that_writes_a_model(checkpoint, folder, *_):
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr("verl_gsd.evaluation.merge.write_model", stub_that_writes_a_model)
+    monkeypatch.setattr(run, "generate", answer_all)
+    line = ["--checkpoint", checkpoint, "--bench", "mini", "--data", tmp_path / "data", "--max-tokens", "8"]
+    message = evaluate(*line, code=2)
+    expected = f"{place} is a link. Remove it" if place.name == "model" else f"a link leads from there to {mine}"
+    assert expected in message
+    assert sorted(mine.rglob("*")) == before
+    evaluate(*line, "--output", tmp_path / "output")
+    assert (tmp_path / "output" / "mini" / "result.json").is_file()
+
+
+def test_another_evaluation_is_not_read_through_a_link_in_somebody_elses_folder(tmp_path, mini, two_models):
+    good, bad = two_models
+    line = ["--bench", "mini", "--data", tmp_path / "data", "--samples", "2", "--max-tokens", "8"]
+    evaluate("--checkpoint", good, *line, "--output", "private")
+    (tmp_path / "gift" / "mini").mkdir(parents=True)
+    (tmp_path / "gift" / "mini" / "result.json").symlink_to(tmp_path / "private" / "mini" / "result.json")
+    output = evaluate("--checkpoint", bad, *line, "--output", "o", "--against", tmp_path / "gift", code=2)
+    assert f"a link leads out of {tmp_path}/gift" in output
 
 
 def test_a_prompt_that_exceeds_the_context_is_rejected(tmp_path, mini, model):

@@ -69,7 +69,7 @@ def test_results_with_other_settings_are_not_compared(other, message):
 def test_a_written_result_is_read_unchanged(tmp_path):
     one_result = result([4, 2, 0, 1])
     write_result(tmp_path, one_result)
-    again = read_result(tmp_path)
+    again = read_result(tmp_path, within=tmp_path)
     assert (again.settings, again.samples, again.figures) == (
         one_result.settings,
         one_result.samples,
@@ -100,7 +100,7 @@ def test_the_error_for_an_invalid_result_names_the_file(tmp_path, change):
     file = tmp_path / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=r"result\.json: "):
-        read_result(tmp_path)
+        read_result(tmp_path, within=tmp_path)
 
 
 def test_the_table_shows_the_llm_verifier_with_its_interval():
@@ -144,7 +144,7 @@ def test_accuracy_is_reported_by_level_in_the_order_of_levels(tmp_path):
         ("", "2", "avg@4, level 10", str(one.average_by_level()["Level 10"])),
     ]
     write_result(tmp_path / "mini", one)
-    assert list(read_result(tmp_path / "mini").levels) == levels
+    assert list(read_result(tmp_path / "mini", within=tmp_path).levels) == levels
     assert json.loads((tmp_path / "mini" / "result.json").read_text())["by_level"]["Level 2"]["value"] == 0.5
     write_summary(tmp_path, {"mini": one}, {})
     assert json.loads((tmp_path / "results.json").read_text())["mini"]["by_level"]["Level 10"]["n"] == 2
@@ -156,4 +156,4 @@ def test_a_result_of_an_earlier_version_has_no_levels(tmp_path):
     file = tmp_path / "result.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in content.items() if "level" not in key}))
-    assert read_result(tmp_path).average_by_level() == {}
+    assert read_result(tmp_path, within=tmp_path).average_by_level() == {}

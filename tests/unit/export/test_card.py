@@ -51,7 +51,7 @@ def test_prepared_files_are_named_with_their_origin_and_others_by_name(tmp_path)
     [("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("/home/alice/models/mine", "mine"), ("~/mine", "mine"), (None, None)],
 )
 def test_the_base_model_is_named_without_its_folder(path, name):
-    assert card.base_name({"actor_rollout_ref": {"model": {"path": path}}}) == name
+    assert card.base_name(path) == name
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_the_base_model_is_named_without_its_folder(path, name):
 )
 def test_the_origin_of_a_local_base_is_a_hub_name_in_its_config(tmp_path, stored, origin):
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert card.base_origin({"actor_rollout_ref": {"model": {"path": str(tmp_path)}}}) == origin
-    assert card.base_origin({"actor_rollout_ref": {"model": {"path": str(tmp_path / "gone")}}}) == ""
+    assert card.base_origin(str(tmp_path)) == origin
+    assert card.base_origin(str(tmp_path / "gone")) == ""
     assert card.base_origin(None) == ""
 
 

@@ -6,16 +6,23 @@ import re
 import fsdp_checkpoints
 import httpx
 import huggingface_hub
+import peft
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from evaluation_runs import random_model
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from own_runs import make_own
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from verl_gsd.cli.export import show_export_command
 from verl_gsd.cli.main import app
+from verl_gsd.errors import ConfigError
+from verl_gsd.evaluation import merge
+from verl_gsd.preparation.reading import sha256
 from verl_gsd.rundir import RunDirectory, rehearsal_folder
 
 ACCURACY = "val-core/sums/acc/mean@1"
@@ -206,8 +213,88 @@ def test_the_held_out_prompts_give_intervals(run, tmp_path, monkeypatch):
     config["data"]["val_files"] = "test.parquet"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setattr(train, "held_out_prompts", lambda config: {"sums": 40})
+    make_own(run, monkeypatch)
     export(run, tmp_path / "mine")
     assert re.search(r"\| sums \| 0\.500 \[0\.\d+, 0\.\d+\] \| 4 \|", (tmp_path / "mine" / "README.md").read_text())
+
+
+@pytest.fixture
+def gift(run, tmp_path):
+    """Somebody else's run, whose config names private files of the user who exports it."""
+    (private := tmp_path / "private").mkdir()
+    (private / "config.json").write_text(json.dumps({"_name_or_path": "me/unpublished"}))
+    rows = {"data_source": ["secret source"] * 3}
+    pq.write_table(pa.table(rows), private / "data.parquet")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= {name: str(private / "data.parquet") for name in ("train_files", "val_files")}
+    config["data"] |= {"filter_overlong_prompts": False, "val_max_samples": -1}
+    config["actor_rollout_ref"]["model"]["path"] = str(private)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_the_card_of_somebody_elses_run_says_nothing_about_private_files(gift, tmp_path):
+    digest = sha256(tmp_path / "private" / "data.parquet")
+    export(gift, tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "me/unpublished" not in card and digest not in card and "| data.parquet | - | unknown |" in card
+    export(gift, tmp_path / "trusted", "--trust")
+    card = (tmp_path / "trusted" / "README.md").read_text()
+    assert "me/unpublished" in card and digest in card
+
+
+def test_a_private_model_that_somebody_elses_run_names_does_not_become_part_of_an_export(tmp_path, model, monkeypatch):
+    """The audit's reproduction: the checkpoint has only adapters, and the config names their base model."""
+    run = tmp_path / "run"
+    policy = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        peft.LoraConfig(r=2, target_modules=["q_proj"]),
+    )
+    adapters = {name: weight for name, weight in policy.state_dict().items() if "lora_" in name}
+    meta = {"r": 2, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    checkpoint = fsdp_checkpoints.save(run, adapters, model, lora=meta)
+    (run / "config.yaml").write_text(yaml.safe_dump({"actor_rollout_ref": {"model": {"path": str(model)}}}))
+    message = export(run, tmp_path / "mine", code=2)
+    assert f"model.path={model}: the run's config names this base model, and nothing shows that you" in message
+    assert f"verl-gsd export {checkpoint} FOLDER --base MODEL" in message and not (tmp_path / "mine").exists()
+    with pytest.raises(ConfigError, match="could be a private model of yours"):
+        merge.merge(checkpoint, tmp_path / "merged")  # as eval does, into somebody else's folder
+    export(run, tmp_path / "chosen", "--base", model)
+    export(run, tmp_path / "trusted", "--trust")
+    make_own(run, monkeypatch)
+    export(run, tmp_path / "own")
+    for name in ("chosen", "trusted", "own"):
+        weights = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        assert weights.keys() == AutoModelForCausalLM.from_pretrained(model).state_dict().keys()
+    config = {"actor_rollout_ref": {"model": {"path": str(model), "lora_adapter_path": str(tmp_path / "adapter")}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "signature").unlink()
+    message = export(run, tmp_path / "continued", "--base", model, code=2)
+    assert f"lora_adapter_path={tmp_path}/adapter: the run's config names this adapter" in message
+    assert "FOLDER --trust`" in message
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_checkpoint_of_somebody_elses_run_that_is_a_link_to_a_private_one_is_not_read(run, tmp_path, command):
+    (private := tmp_path / "private").mkdir()
+    (run / "global_step_4").rename(private / "global_step_4")
+    (run / "global_step_4").symlink_to(private / "global_step_4")
+    if command == "export":
+        message = export(run, tmp_path / "mine", code=2)
+    else:
+        with pytest.raises(ConfigError) as rejected:
+            merge.merge(run / "global_step_4", tmp_path / "mine")
+        message = str(rejected.value)
+    assert f"global_step_4: a link leads to {private}/global_step_4, outside the run, and nothing shows" in message
+    assert not (tmp_path / "mine").exists()
+
+
+def test_an_own_checkpoint_may_be_a_link_to_another_disk(run, tmp_path, monkeypatch):
+    (disk := tmp_path / "disk").mkdir()
+    (run / "global_step_4").rename(disk / "global_step_4")
+    (run / "global_step_4").symlink_to(disk / "global_step_4")
+    make_own(run, monkeypatch)
+    export(run, tmp_path / "mine")
 
 
 def test_results_of_eval_are_in_the_card(run, tmp_path):
@@ -223,6 +310,9 @@ def test_results_of_eval_are_in_the_card(run, tmp_path):
     (folder / "result.json").write_text(json.dumps(result))
     export(run, tmp_path / "mine")
     assert "| mini | 2 | 1 | 0.6 | 0.500 [" in (tmp_path / "mine" / "README.md").read_text()
+    (folder / "result.json").rename(tmp_path / "private.json")
+    (folder / "result.json").symlink_to(tmp_path / "private.json")
+    assert f"a link leads out of {run}" in export(run, tmp_path / "again", code=2)
 
 
 def test_the_end_of_a_training_run_names_the_command(tmp_path, capsys):

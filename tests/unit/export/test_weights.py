@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from verl_gsd.errors import ConfigError
-from verl_gsd.export.weights import write_adapter, write_model
+from verl_gsd.export.weights import Origins, origins_of, write_adapter, write_model
 
 META = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"}
 IDS = torch.arange(1, 13).reshape(2, 6)
@@ -44,7 +44,7 @@ def with_adapters(base, dtype=torch.float32, **settings):
 
 def write(checkpoint, folder, dtype="float32", config=None):
     folder.mkdir()
-    write_model(checkpoint, folder, dtype, config)
+    write_model(checkpoint, folder, dtype, origins_of(config, distrust=None))
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
@@ -168,7 +168,7 @@ def test_an_adapter_on_its_base_computes_what_the_policy_computes(tmp_path, base
     lora = with_adapters(base)
     checkpoint = fsdp_checkpoints.save(tmp_path / "run", lora.state_dict(), base, mesh=((0, 1),), lora=META)
     (tmp_path / "adapter").mkdir()
-    write_adapter(checkpoint, tmp_path / "adapter", "float32", None, str(base))
+    write_adapter(checkpoint, tmp_path / "adapter", "float32", Origins(), str(base))
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} < names and "config.json" not in names
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -209,7 +209,7 @@ def test_a_run_that_continued_an_adapter_has_that_adapters_scaling(tmp_path, bas
 def test_an_adapter_of_a_run_without_lora_is_an_error(tmp_path, base, weights):
     checkpoint = fsdp_checkpoints.save(tmp_path / "run", weights, base)
     with pytest.raises(ConfigError, match=r"--adapter: .*global_step_4 .*Remove --adapter"):
-        write_adapter(checkpoint, tmp_path / "out", "float32", None, "base")
+        write_adapter(checkpoint, tmp_path / "out", "float32", Origins(), "base")
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])

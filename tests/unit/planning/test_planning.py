@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_gsd import planning
-from verl_gsd.planning.distinct import distinct_pairs
+from verl_gsd.planning.distinct import distinct_counts, distinct_pairs, distinct_rows
 
 rates = st.floats(0, 1)
 sizes = st.integers(1, 40)
@@ -214,3 +214,19 @@ def test_distinct_pairs_are_those_of_numpy(pairs):
     expected = np.unique(np.stack([first, second]), axis=1, return_inverse=True, return_counts=True)
     for found, wanted in zip(distinct_pairs(first, second), expected, strict=True):
         assert found.tolist() == wanted.tolist()
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 9.0]), max_size=8), st.sampled_from([float, int]))
+def test_distinct_counts_are_those_of_numpy(values, dtype):
+    """Fractions and numbers above their quantity are sorted, other numbers are not."""
+    entries = np.array(values, dtype=dtype)
+    for found, wanted in zip(distinct_counts(entries), np.unique(entries, return_inverse=True), strict=True):
+        assert found.tolist() == wanted.tolist() and found.dtype == wanted.dtype
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 2.0]), st.integers(0, 3), st.integers(0, 9)), max_size=30))
+def test_distinct_rows_stand_for_all_rows(rows):
+    columns = np.array(rows, dtype=float).reshape(-1, 3).T
+    row, kind = distinct_rows(*columns)
+    assert [rows[place] for place in row[kind]] == rows
+    assert len(row) == len(set(rows))

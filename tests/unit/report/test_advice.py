@@ -266,6 +266,10 @@ def columns_of_all_steps(**columns):
 
 SHORTER = columns_of_all_steps(tokens_per_response=np.linspace(400, 50, STEPS))
 SHIFTED = columns_of_all_steps(accuracy=np.repeat([0.1, 0.9], STEPS // 2) + 0.01 * np.resize([1, -1, 0.5], STEPS))
+TOO_SLOW = columns_of_all_steps(
+    **{name: np.ones(STEPS) for name in ("lost_rewards", "rollouts", "reward/failures/too_slow")}
+)
+LIMIT = "algorithm.gsd.limits.reward_seconds"
 PER_RESPONSE = f"{AVERAGE}=seq-mean-token-mean"
 
 
@@ -276,6 +280,8 @@ PER_RESPONSE = f"{AVERAGE}=seq-mean-token-mean"
         (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE), AVERAGE, False),
         (SHORTER, ("algo=gvpo", *SMALL[1:], PER_RESPONSE, f"{ACTOR}.entropy_coeff=0.01"), AVERAGE, True),
         (SHIFTED, (*SMALL, "data.shuffle=false"), "data.shuffle", True),
+        (TOO_SLOW, SMALL, LIMIT, True),
+        (TOO_SLOW, (*SMALL, "algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=sync"), LIMIT, False),
         (SHIFTED, (*SMALL, "data.shuffle=false", "sampler=disagreement"), "data.shuffle", False),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -211,3 +212,44 @@ def test_runs_with_any_names_are_drawn(tmp_path):
     assert done.exit_code == 0, done.output
     page = (tmp_path / "page.html").read_text()
     assert all(name in page for name in ("constructor", "toString", "__proto__", r"a\u2028b"))
+
+
+#: Files of a run that a report reads.
+FILES = ["config.yaml", "overrides.yaml", "metrics/attempt_1.jsonl", "records/attempt_1/step_000002.parquet"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "metrics", "records/attempt_1"])
+def test_a_report_publishes_nothing_to_which_a_link_leads_out_of_the_run(tmp_path, name):
+    run = everything(tmp_path / "run", steps=2, groups=3)
+    private = everything(tmp_path / "private", steps=2, groups=3, source="secret_source")
+    for path in (run, private):
+        (path / "overrides.yaml").write_text(f"[algo=grpo, +note={path.name}_word]")
+        config(path, trainer__total_training_steps=2, note=f"{path.name}_setting")
+    shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    (run / name).symlink_to(private / name)
+    data = read_run(run, "run")
+    assert not {"secret_source"} & set(data.records["data_source"].to_pylist())
+    assert not any("secret_source" in metric for metric in data.metrics)
+    assert "private" not in str(data.config) and "private" not in str(data.words)
+    assert any(f"{run}/{name}" in sentence and "a link leads out of" in sentence for sentence in data.skipped)
+    (run / name).unlink()
+    (private / name).rename(run / name)
+    (run / "link").symlink_to(run / name)
+    assert not read_run(run, "run").skipped
+    assert "secret_source" in str(read_run(run, "run")) or "private" in str(read_run(run, "run"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics/attempt_1.jsonl", "records/attempt_1/step_000001.parquet"])
+def test_compare_and_a_card_read_nothing_to_which_a_link_leads_out_of_the_run(tmp_path, name):
+    run = tmp_path / "grpo" / "seed_1"
+    records(run, 1, (group([0, 1]), "trained"))
+    metrics(run, [(1, {"val-core/math/acc/mean@1": 0.5})])
+    config(run, data__seed=1, trainer__total_training_steps=1)
+    assert CliRunner().invoke(app, ["compare", str(run)]).exit_code == 0
+    (run / name).rename(tmp_path / "private")
+    (run / name).symlink_to(tmp_path / "private")
+    done = CliRunner().invoke(app, ["compare", str(run)], env={"COLUMNS": "300"})
+    assert done.exit_code == 2 and f"a link leads out of {run}" in " ".join(done.output.split()), done.output
+    if name.startswith("metrics"):
+        with pytest.raises(OSError, match="a link leads out"):
+            read_accuracies(RunDirectory(run), 1, {})

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from verl_gsd.answer_counts import pack_answers
 from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup, step_records, write_step
+from verl_gsd.report.answers import order_by_prompt
 from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
 from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, totals_by_use
 from verl_gsd.report.findings import collect_findings
@@ -274,6 +275,21 @@ def test_figures_per_step_equal_those_of_a_loop_over_rows(table):
     assert uses == pytest.approx(figures["rollouts"]), "every rollout has one use"
 
 
+def test_rows_that_are_not_in_the_order_of_steps_are_counted_at_their_steps():
+    """Someone has edited the file of a step."""
+    tables = [step_records([LeftGroup(group([1] * n), "trained")] * n, step=n, attempt=1, alpha=1.0) for n in (3, 1, 2)]
+    figures = step_table(RunData("run", pa.concat_tables(tables), {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    assert figures["step"].tolist() == figures["groups"].tolist() == [1, 2, 3]
+    assert figures["rollouts"].tolist() == [1, 4, 9]
+
+
+def test_prompts_are_sorted_by_source_and_index_and_their_visits_stay_in_order():
+    source, index = np.array([1, 0, 1, 0, 1]), np.array([2**40, 3, -1, 3, 2**40])
+    assert order_by_prompt(source, index).tolist() == [1, 3, 2, 0, 4]
+    assert order_by_prompt(source, np.array([7, 300, 5, 2, 7])).tolist() == [3, 1, 2, 0, 4]
+    assert order_by_prompt(source, np.array([2**16, 1, 2, 0, 2**16])).tolist() == [3, 1, 2, 0, 4], "17 bits"
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=60), st.integers(1, 20))
 def test_averages_over_spans_are_few_and_keep_the_mean(values, at_most):
     column = np.array([np.nan if value is None else value for value in values])
@@ -331,6 +347,19 @@ def test_a_larger_group_has_more_of_the_gradient_mass_unless_its_advantages_are_
     write_step(tmp_path / "budget", step_records(weighed, step=1, attempt=1, alpha=1.0), step=1, attempt=1)
     share = accuracy_bins(read_run(tmp_path / "budget", "run").records)["gain_share"]
     assert share[[0, 5]] == pytest.approx(np.array([math.sqrt(31) / 32, 0.5]) / (math.sqrt(31) / 32 + 0.5))
+
+
+def test_equal_rewards_are_not_silent_under_an_estimator_that_compares_no_responses(tmp_path):
+    groups = (WRONG, "trained"), (RIGHT, "filtered"), (MIXED, "trained"), ([], "failed")
+    for name, estimator, silent, taught in (("gsd", "gsd", 2 / 3, 4), ("rpp", "reinforce_plus_plus", 1 / 3, 8)):
+        run = tmp_path / name
+        records(run, 1, *groups)
+        config(run, algorithm__adv_estimator=estimator)
+        table = step_table(read_run(run, "run"))
+        assert table["silent"][0] == pytest.approx(silent) and table["rollouts_taught"][0] == taught
+        assert table["all_wrong"][0] == pytest.approx(1 / 3), "charts of these do not change"
+        page = " ".join(text for section in build_sections(read_runs([run])) for text in section.text)
+        assert ("rpp: the estimator reinforce_plus_plus" in page) is (name == "rpp")
 
 
 def test_responses_of_earlier_visits_were_not_generated(tmp_path):

@@ -74,6 +74,8 @@ FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
 NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
 FAILING = {"judge_failed": 0.2}
+#: The metric of a run whose data sets the number of rollouts per prompt.
+SIZED = {"group__sizes_in_data": 1}
 MODE = "trainer.v1.trainer_mode"
 VERIFIER = "reward.custom_reward_function.path"
 JUDGE_URL = "algorithm.gsd.dagrpo.judge.base_url=http://localhost:1/v1"
@@ -117,7 +119,12 @@ FIRES = [
         "rollout.n=16",
     ),
     (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "filter_groups.enable=true"),
+    (groups.silent, table(silent=0.6, all_wrong=0.1, all_right=0.5, **SIZED), {}, "train_files=...  # larger groups"),
+    (groups.alone, table(alone=0.1, **SIZED), {}, "data.train_files=...  # responses per prompt"),
+    (groups.unused, of_sessions(taught=0.7, surplus=0.3) | table(**SIZED), {}, "train_files=...  # larger groups"),
     (groups.noisy, seen(600, 0.5, 0.1), {}, "temperature"),
+    (groups.noisy, seen(600, 0.5, 0.1) | {"accuracy": falling(0.5, 0.6)}, {}, "temperature"),
+    (groups.noisy, seen(600, 0.5, 0.1) | {"accuracy": falling(0.9, 0.4)}, {}, "temperature"),
     (groups.alone, table(alone=0.1), {}, "rollout.n=8"),
     (groups.unused, of_sessions(taught=0.7, surplus=0.3), {}, "rollout.n=..."),
     (groups.unused, of_sessions(taught=0.7, stale=0.3), {}, "max_off_policy_strategy=wait"),
@@ -221,8 +228,11 @@ QUIET = [
     (groups.silent, table(silent=np.repeat([0.9, 0.1], STEPS // 2)), {}),
     (groups.noisy, seen(600, 0.2, 0.1), {}),
     (groups.noisy, seen(50, 0.9, 0.1), {}),
+    (groups.noisy, seen(600, 0.5, 0.1) | {"accuracy": falling(0.5, 0.97)}, {}),
     (groups.noisy, seen(105, 0.60, 0.44), {}),
     (groups.alone, table(alone=0.01), {}),
+    (groups.alone, table(alone=1.0), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
+    (groups.silent, table(silent=1.0, all_wrong=0.5, all_right=0.5), {"actor_rollout_ref.rollout.n": 1}),
     (groups.unused, of_sessions(taught=0.85, surplus=0.1, stale=0.05), {}),
     (groups.unused, of_sessions(taught=0.1, filtered=0.9), {}),
     (groups.failed, table(failed=0.01), {}),
@@ -293,6 +303,8 @@ def test_a_problem_is_one_finding_with_an_override_that_helps(finder, steps, con
     assert finding.title and finding.text
     assert "nan" not in " ".join([finding.title, finding.text, *finding.overrides])
     assert finding in collect_findings(steps, config), "the page shows it"
+    if "group/sizes_in_data" in steps:
+        assert not any("rollout.n=" in line for line in finding.overrides), "it has no effect"
 
 
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)

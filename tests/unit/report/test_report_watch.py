@@ -9,13 +9,13 @@ import urllib.request
 from http.server import ThreadingHTTPServer
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 from report_runs import metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd import rundir
 from verl_gsd.cli.main import app
+from verl_gsd.regular_files import open_regular
 from verl_gsd.report import watch
 
 MIXED = [0, 1, 1, 1]
@@ -98,7 +98,8 @@ def test_a_page_is_rebuilt_only_if_a_file_has_changed(tmp_path, monkeypatch):
 def test_a_rebuild_reads_only_new_records_and_new_lines_of_metrics(tmp_path, monkeypatch):
     opened, parsed = [], []
     monkeypatch.setattr(
-        "pyarrow.parquet.ParquetFile", lambda path, real=pq.ParquetFile: opened.append(path.name) or real(path)
+        "verl_gsd.records.open_regular",
+        lambda path, real=open_regular, **options: opened.append(path.name) or real(path, **options),
     )
     monkeypatch.setattr(
         rundir, "_step_and_scalars", lambda line, real=rundir._step_and_scalars: parsed.append(line) or real(line)

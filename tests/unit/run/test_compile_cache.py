@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from acls import grant
 from omegaconf import OmegaConf
 
 from verl_gsd import private_folders
@@ -107,3 +108,26 @@ def test_a_run_does_not_start_if_another_user_has_taken_the_folder(folder, tmp_p
     with pytest.raises(ConfigError, match=str(folder)):
         launch.train(run, 1, OmegaConf.create({}), on_step=print, on_wait=print, on_message=print)
     assert not run.log(1).exists()
+
+
+def test_a_folder_is_used_by_the_name_that_was_checked_and_not_through_a_link(tmp_path, monkeypatch):
+    """The link may be changed after the check."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("TMPDIR", f"{tmp_path}/link")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    compile_cache.protect()
+    real = tmp_path / "real" / compile_cache.torchs_folder().name
+    assert compile_cache.torchs_folder() == real and os.environ[compile_cache.VARIABLE] == str(real)
+    assert os.environ["TMPDIR"] == f"{tmp_path}/real"
+    monkeypatch.setenv(compile_cache.VARIABLE, f"{tmp_path}/link/mine")
+    compile_cache.protect()
+    assert os.environ[compile_cache.VARIABLE] == f"{tmp_path}/real/mine"
+
+
+def test_a_folder_that_a_named_user_of_an_acl_can_write_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_cache.file_access, "is_own_group", lambda group: True)
+    grant(tmp_path, NOBODY, os.R_OK | os.W_OK | os.X_OK)
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mode 0770 and an ACL"):
+        compile_cache.protect()

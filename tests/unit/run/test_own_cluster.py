@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from acls import grant
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -387,6 +388,22 @@ def test_an_address_that_a_group_with_others_can_write_is_not_used(address_file,
         cluster_lock.joins(config_of(address=None))
 
 
+def test_an_address_and_a_token_of_a_named_user_of_an_acl_are_those_of_another_user(
+    address_file, listener, token, base, monkeypatch
+):
+    monkeypatch.setattr(file_access, "is_own_group", lambda group: True)
+    address_file.write_text(f"127.0.0.1:{listener}")
+    assert cluster_lock.joins(config_of(address=None))
+    grant(address_file, NOBODY, os.R_OK | os.W_OK)
+    with pytest.raises(ConfigError, match="other users can write"):
+        cluster_lock.joins(config_of(address=None))
+    base.chmod(0o755)
+    token.chmod(0o600)
+    assert own_cluster.token_file_problem(token) == ""
+    grant(token, NOBODY, os.R_OK)
+    assert f"chmod 600 {token}" in own_cluster.token_file_problem(token)
+
+
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_a_named_pipe_in_place_of_the_address_does_not_stop_the_command(address_file, address):
     os.mkfifo(address_file)
@@ -521,6 +538,53 @@ def test_listeners_of_other_users_are_seen():
         with listening_as(NOBODY, lambda address=address: socket.create_server((address, 0))) as port:
             assert listeners._listeners(port) == {(ipaddress.ip_address(address), NOBODY)}
         assert listeners._listeners(port) == set()
+
+
+@as_root
+@pytest.mark.parametrize("other", ["127.0.0.1", "::1"])
+def test_a_listener_of_another_user_is_seen_at_each_address_that_a_name_stands_for(monkeypatch, other):
+    """For example localhost, which stands for both of these on most machines. A client may use either."""
+    entries = [(0, 0, 0, "", (host, 0)) for host in ("127.0.0.1", "::1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    family, ours = (socket.AF_INET6, "127.0.0.1") if other == "::1" else (socket.AF_INET, "::1")
+    with listening_as(NOBODY, lambda: socket.create_server((other, 0), family=family)) as port:
+        with socket.create_server((ours, port), family=socket.AF_INET if other == "::1" else socket.AF_INET6):
+            assert listeners.listening_users("localhost", port) == {0, NOBODY}
+        assert listeners.listening_users("localhost", port) == {NOBODY}
+
+
+def users_of(client):
+    return listeners.users_of_connection(client.getsockname()[:2], client.getpeername()[:2])
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("bound", "host"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1")]
+)
+def test_whoever_accepted_a_connection_can_read_it_and_need_not_listen_any_more(bound, host):
+    """Another user could accept, and stop to listen, while this user's server starts again."""
+    options = {"family": socket.AF_INET6 if ":" in bound else socket.AF_INET, "dualstack_ipv6": bound == "::"}
+    os.seteuid(NOBODY)
+    try:
+        with socket.create_server((bound, 0), **options) as server:
+            port = server.getsockname()[1]
+            client = socket.create_connection((host, port))
+            assert users_of(client) == {NOBODY}, "nobody has accepted it, and the listener can"
+            accepted, _ = server.accept()
+    finally:
+        os.seteuid(0)
+    with client:
+        with accepted:
+            assert users_of(client) == {NOBODY}
+            with socket.create_server((bound, port), **options):
+                assert users_of(client) == {0, NOBODY}
+            accepted.shutdown(socket.SHUT_WR)
+            assert users_of(client) == {NOBODY}, "this end can still be read"
+        assert users_of(client) == set()
+
+
+def test_nothing_is_known_about_a_connection_to_another_machine():
+    assert listeners.users_of_connection(("192.0.2.78", 40000), ("192.0.2.77", 80)) is None
 
 
 @given(st.ip_addresses())

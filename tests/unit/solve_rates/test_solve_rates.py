@@ -184,6 +184,62 @@ def test_dumps_are_recognised_by_what_dynamic_sampling_compared(tmp_path):
     assert read_solve_rates(dumps_of_groups(tmp_path / "all", equal, acc=1)).mixed_groups == 0
 
 
+def marked(folder, step, *lines):
+    """Write a dump of our trainer modes: (prompt's text, uid, score, origin, score of the replaced response)."""
+    path = dump(folder, step, *(line[:3] for line in lines))
+    rows = [json.loads(line) for line in path.open()]
+    for row, (*_, origin, replaced) in zip(rows, lines, strict=True):
+        row |= {"gsd_origin": origin, "gsd_replaced_score": replaced}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_demonstrations_and_earlier_responses_are_no_responses_of_the_policy(tmp_path):
+    """The response that a demonstration replaced counts, so that groups of failures do not count less than others."""
+    own = [
+        ("one", "u_0_0", 0, "policy", None),
+        ("two", "v_0_0", 1, "policy", None),
+        ("two", "v_1_0", 0, "policy", None),
+    ]
+    added = [
+        ("one", "u_1_0", 1, "expert", 0.0),
+        ("two", "v_4_0", 1, "earlier", None),
+        ("one", "u_2_0", 1, "self", None),
+    ]
+    path = marked(tmp_path / "dumps", 3, *own, *added)
+    found = read_solve_rates(path.parent)
+    assert (found.correct.tolist(), found.total.tolist()) == ([0, 1], [2, 2])
+    (said,) = found.skipped
+    assert re.search(r"^3 demonstrations and responses of earlier steps; .*3\.jsonl, line 4\b", said)
+    marked(tmp_path / "earlier", 1, ("one", "u_4_0", 1, "earlier", None))
+    with pytest.raises(ValueError, match="no response has a verdict; 1 demonstrations and responses of earlier steps"):
+        read_solve_rates(tmp_path / "earlier")
+
+
+def test_dynamic_sampling_is_recognised_by_groups_with_their_demonstrations(tmp_path):
+    """A demonstration keeps a group of failures. That the policy's own responses agree is no sign of a whole dump."""
+    kept = [("one", f"u_{n}_0", int(n == 1), "expert" if n == 1 else "policy", 0.0 if n == 1 else None) for n in (0, 1)]
+    mixed = [("two", f"v_{n}_0", n, "policy", None) for n in (0, 1)]
+    found = read_solve_rates(marked(tmp_path / "dumps", 1, *kept, *mixed).parent)
+    assert found.correct.tolist() == [0, 1] and found.mixed_groups == 2
+
+
+def test_dumps_that_seem_to_have_earlier_responses_without_a_mark_are_not_called_unbiased(tmp_path):
+    """The sign is the numbers of sessions: 0, 1, 4 and 5 in groups of 4."""
+    with_history = [(text, f"{text}_{n}_0", n % 2) for text in ("a", "b") for n in (0, 1, 4, 5)]
+    silent = [("c", "c_0_0", 0), ("c", "c_1_0", 0)]
+    dump(tmp_path / "dumps", 1, *silent)
+    dump(tmp_path / "dumps", 2, *with_history, *silent)
+    found = read_solve_rates(tmp_path / "dumps")
+    assert found.unmarked_files == 1 and found.mixed_groups == 0 and found.unbiased_counts == (None, None)
+    (notice,) = found.notices()
+    assert re.search(r"\b1 dumps\b.*most groups lack session numbers.*--solve-rates", notice)
+    of_marked = marked(tmp_path / "marked", 1, *((*line, "policy", None) for line in [*with_history, *silent]))
+    assert read_solve_rates(of_marked).unmarked_files == 0, "sessions failed"
+    failures = [("a", "a_0_0", 1), ("a", "a_2_0", 0), ("b", "b_0_0", 1), ("b", "b_1_0", 1)]
+    assert read_solve_rates(dump(tmp_path / "failed", 1, *failures)).unmarked_files == 0, "one of two groups"
+
+
 def test_a_dump_truncated_by_a_crash_is_read_up_to_the_last_complete_line(tmp_path):
     dump(tmp_path / "dumps", 1, ("one", "u_0_0", None), ("one", "u_1_0", 1))
     path = dump(tmp_path / "dumps", 2, ("two", "v_0_0", 0), ("two", "v_1_0", 1))

@@ -266,6 +266,15 @@ def test_earlier_responses_fill_a_group_and_new_ones_are_remembered_at_the_end_o
     assert metrics["gvpo/history/share"] == 0.25 and metrics["gvpo/history/age"] == 1
 
 
+def test_sizes_of_groups_in_the_data_are_noticed():
+    seam = seam_of()
+    seam.before_rollout(PROMPTS, {})
+    assert not seam.sizes_in_data
+    seam.before_rollout(PROMPTS, {ROLLOUTS: [4] * len(PROMPTS)})
+    seam.before_rollout(PROMPTS, {})
+    assert seam.sizes_in_data
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_a_groups_gradient_mass_is_that_of_its_advantages(alpha):
     """With the dial alone, size times gain: groups of 3, 5 and 4, and one response with two outputs. Then a weight."""

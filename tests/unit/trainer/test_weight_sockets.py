@@ -60,7 +60,7 @@ def end(process):
 
 
 def test_only_this_user_can_enter_the_folder_and_the_socket_keeps_verls_name(prefix):
-    handle = weight_sockets.private_handle(HANDLE, "ab" * 28)
+    handle = weight_sockets.private_handle(HANDLE, "ab" * 8)
     path = Path(handle.removeprefix("ipc://"))
     assert path.name == Path(HANDLE).name and path.parent == Path(f"{prefix}{'ab' * 8}")
     status = path.parent.lstat()
@@ -109,7 +109,7 @@ def test_a_folder_that_is_not_private_is_rejected_and_not_changed(prefix, make, 
     make(folder)
     before = folders(prefix)
     with pytest.raises(private_folders.UnsafeFolderError, match=f"(?s){folder}.*{reason}"):
-        weight_sockets.private_handle(HANDLE, "ab" * 28)
+        weight_sockets.private_handle(HANDLE, "ab" * 8)
     assert folders(prefix) == before
 
 
@@ -124,7 +124,7 @@ def test_cleaning_removes_only_this_users_own_folders(prefix, make):
 @as_root
 def test_another_user_can_neither_bind_nor_connect_in_the_folder(prefix):
     """verl's receiver unpickles what the sender sends."""
-    path = weight_sockets.private_handle(HANDLE, "ab" * 28).removeprefix("ipc://")
+    path = weight_sockets.private_handle(HANDLE, "ab" * 8).removeprefix("ipc://")
     for command in (f"echo > {path}", f"cat {path}", f"mv {Path(path).parent} {prefix}other"):
         done = subprocess.run(["sh", "-c", command], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True)
         assert done.returncode != 0, command

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_gsd.algorithms.dagrpo.pairs import Pairs, any_pair, pairs_by_size
+from verl_gsd.algorithms.dagrpo.pairs import Pairs, any_pair, judged_gaps, pairs_by_size
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.chain import Rows
 from verl_gsd.dial import centre
@@ -202,13 +202,11 @@ class Dagrpo(Extension):
 def _judged_gaps(rows: Rows, score: torch.Tensor, *, signed: bool) -> np.ndarray:
     """(n,) float64, the gaps of the pairs of unequal rewards with two scores, each pair once."""
     size = rows.stats.size
-    gaps = np.empty(
-        int((size * (size - 1)).sum()) // 2
-    )  # as many as there can be; takes memory only where it is filled
+    # As many as there can be. It takes memory only where it is filled.
+    gaps = np.empty(int((size * (size - 1)).sum()) // 2)
     found = 0
-    for pairs in pairs_by_size(rows.rewards, score, rows.stats):
-        gap = pairs.gap.masked_select((pairs.difference > 0) & ~pairs.gap.isnan())
-        gaps[found : found + len(gap)] = (gap if signed else gap.abs()).cpu()
+    for gap in judged_gaps(rows.rewards, score, rows.stats):
+        gaps[found : found + len(gap)] = gap if signed else np.abs(gap)
         found += len(gap)
     return gaps[:found]
 
@@ -234,4 +232,5 @@ def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor) -> dict[
         "contradicted": among & (pairs.gap < 0),
         "tied": among & (pairs.gap == 0),
     }
-    return {name: int(both_orders.count_nonzero()) // 2 for name, both_orders in chosen.items()}
+    # numpy counts booleans ten times as fast as torch.
+    return {name: int(np.count_nonzero(both_orders.cpu().numpy())) // 2 for name, both_orders in chosen.items()}

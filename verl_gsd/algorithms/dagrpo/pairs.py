@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 
 from verl_gsd import dial
@@ -215,19 +216,61 @@ def pairs_by_size(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats
     Raises:
         ValueError: lengths differ, or a score that counts is infinite.
     """
+    scores = _checked(scores, rewards, stats)
+    for row in rows_by_size(stats):
+        reward, score = rewards[row].double(), scores[row].double()
+        difference = reward.unsqueeze(2) - reward.unsqueeze(1)
+        yield Pairs(row, difference, difference.sign().mul_(score.unsqueeze(2) - score.unsqueeze(1)))
+
+
+def judged_gaps(rewards: torch.Tensor, scores: torch.Tensor, stats: GroupStats) -> Iterator[np.ndarray]:
+    """The gaps of all pairs of unequal rewards with two scores, each pair once, in the blocks of ``pairs_by_size``.
+
+    Each array has one dimension and is float64. The rows of a group are sorted by their rewards, so that the better
+    response of a pair is the later one. This is several times as fast as selecting the gaps of ``pairs_by_size``.
+
+    Raises:
+        ValueError: as for ``pairs_by_size``.
+    """
+    scores = _checked(scores, rewards, stats)
+    of_size: dict[int, np.ndarray] = {}
+    for row in rows_by_size(stats):
+        reward, score = rewards[row].double().cpu().numpy(), scores[row].double().cpu().numpy()
+        is_unjudged = np.isnan(score)
+        order = np.lexsort((reward, is_unjudged), axis=1)  # rows without a score last, the others by reward
+        reward, score = np.take_along_axis(reward, order, axis=1), np.take_along_axis(score, order, axis=1)
+        k = row.shape[1]
+        # Flat positions (i, j) with j < i, by i: the pairs of a group's first n rows are the first n (n - 1) / 2.
+        if k not in of_size:
+            of_size[k] = np.flatnonzero(np.tri(k, k=-1))
+        pairs = of_size[k]
+        n_judged = k - is_unjudged.sum(axis=1, keepdims=True)
+        wanted = np.arange(len(pairs)) < n_judged * (n_judged - 1) // 2
+        if (reward[:, 1:] == reward[:, :-1]).any():
+            wanted &= np.take(_differences(reward), pairs, axis=1) > 0
+        yield np.take(_differences(score), pairs, axis=1)[wanted]
+
+
+def rows_by_size(stats: GroupStats) -> Iterator[torch.Tensor]:
+    """The rows of all groups of two or more, (g, k) int64, in the blocks of ``pairs_by_size``."""
+    size = stats.per_row(stats.size)
+    for k in stats.size.unique().tolist():
+        if k >= 2:
+            rows = torch.nonzero((size == k) & (stats.group >= 0)).squeeze(1)
+            by_group = rows[torch.argsort(stats.group[rows], stable=True)].view(-1, k)
+            yield from by_group.split(max(1, BLOCK_PAIRS // k**2))
+
+
+def _checked(scores: torch.Tensor, rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
     scores = float_rows(scores, "scores").to(rewards.device)
     require_rows(len(rewards), scores=scores)
     require_finite(scores.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf), "scores", where=stats.group >= 0)
-    size = stats.per_row(stats.size)
-    for k in stats.size.unique().tolist():
-        if k < 2:
-            continue
-        rows = torch.nonzero((size == k) & (stats.group >= 0)).squeeze(1)
-        by_group = rows[torch.argsort(stats.group[rows], stable=True)].view(-1, k)
-        for row in by_group.split(max(1, BLOCK_PAIRS // k**2)):
-            reward, score = rewards[row].double(), scores[row].double()
-            difference = reward.unsqueeze(2) - reward.unsqueeze(1)
-            yield Pairs(row, difference, difference.sign().mul_(score.unsqueeze(2) - score.unsqueeze(1)))
+    return scores
+
+
+def _differences(values: np.ndarray) -> np.ndarray:
+    """(g, k * k): x_i - x_j for each pair of the k ``values`` (g, k) of a group."""
+    return (values[:, :, None] - values[:, None, :]).reshape(len(values), -1)
 
 
 def _either(selected: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.algorithms.dagrpo.checks import is_dagrpo_loss
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.judge.settings import JudgeSettings
-from verl_gsd.run.checks.unused_keys import UnusedKey
+from verl_gsd.unused_keys import UnusedKey
 
 _SECTION, _LOSS = "algorithm.gsd.dagrpo", "actor_rollout_ref.actor.policy_loss"
 _UNSET = object()  # unlike null, an absent key has a default, which is a file

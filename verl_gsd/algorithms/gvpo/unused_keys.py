@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from verl_gsd.algorithms.gvpo.checks import is_gvpo
-from verl_gsd.run.checks.unused_keys import UnusedKey
+from verl_gsd.unused_keys import UnusedKey
 
 _ACTOR = "actor_rollout_ref.actor"
 

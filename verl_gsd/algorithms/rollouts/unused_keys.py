@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd.run.checks.unused_keys import UnusedKey
+from verl_gsd.unused_keys import UnusedKey
 
 
 def _order_is_unused(config: DictConfig) -> bool:

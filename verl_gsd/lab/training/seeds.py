@@ -14,7 +14,6 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.intervals import Estimate, mean_accuracy_over_seeds, student_mean
 from verl_gsd.evaluation.summary import Accuracy, summarise
 from verl_gsd.jobs.submission import SEED_KEYS
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.run.compose import Line, resolve
 from verl_gsd.rundir import EXACT, RunDirectory, read_metrics
 
@@ -73,14 +72,14 @@ def is_finished(run: RunDirectory) -> bool:
 
 def total_steps(run: RunDirectory) -> int | None:
     """The number of steps of a run. None before its trainer is built, which fills it in where the line has none."""
-    return value_at(read_yaml(run.config), "trainer.total_training_steps")
+    return value_at(run.read_yaml(run.config), "trainer.total_training_steps")
 
 
 def check_same_line(run: RunDirectory, words: Sequence[str]) -> None:
     """Raise a ConfigError if the folder has anything but a run of the line ``words``, so that runs are never mixed."""
     if not run.is_used():
         return
-    stored = read_yaml(run.overrides)
+    stored = run.read_yaml(run.overrides)
     if not isinstance(stored, list):
         raise ConfigError(
             f"{run.path}: this folder is not empty, and it has no run of the laboratory. Use another --label or --runs."

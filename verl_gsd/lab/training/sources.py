@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import active, is_ours, module_of
 from verl_gsd.lab.training.seeds import is_finished
-from verl_gsd.plain_data import read_yaml
 from verl_gsd.run.compose import write_yaml
 from verl_gsd.run.dataset import fingerprints
 from verl_gsd.rundir import RunDirectory
@@ -57,7 +56,7 @@ def check_same_sources(run: RunDirectory, sources: Mapping[str, str]) -> None:
     """Raise a ConfigError if the folder has a finished run from other code, data or weights."""
     if not is_finished(run):
         return
-    stored = read_yaml(run.sources) or {}
+    stored = run.read_yaml(run.sources) or {}
     if changed := [name for name in sources if stored.get(name) != sources[name]]:
         raise ConfigError(
             f"{run.path}: {' and '.join(changed)} changed since the run in this folder. Use another --label, or "

@@ -202,7 +202,8 @@ class LabTrainer:
             with _timed(metrics, "update_actor"):
                 self._update(batch, metrics)
             self.seam.observe_trained(batch)
-            left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha)
+            kl_in_reward = self._config.algorithm.use_kl_in_reward
+            left, table = step_table(self.seam, step=step, attempt=1, alpha=self._alpha, kl_in_reward=kl_in_reward)
             records.write_step(self._run.path, table, step=step, attempt=1)
             groups = [entry.group for entry in left]
             metrics |= group_metrics(table) | doubt(groups)
@@ -419,6 +420,7 @@ class LabTrainer:
             advantages, _ = estimator.gsd_advantage(
                 padded["token_level_rewards"], padded["response_mask"], uids, self._config.algorithm
             )
+        metrics |= context.metrics
         lengths = [len(row["response_mask"]) for row in rows]
         self._rows.put(
             {

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS
-from verl_gsd.estimators import has_group_baseline
+from verl_gsd.estimators import ESTIMATOR, has_group_baseline
+from verl_gsd.extension import ROLLOUTS
 from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
     assigned,
+    initial_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -24,11 +26,11 @@ from verl_gsd.report.findings.finding import (
 from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import USES, column
+from verl_gsd.rundir import SIZES_IN_DATA
 
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
-_ESTIMATOR = "algorithm.adv_estimator"
 _KL_IN_REWARD = "algorithm.use_kl_in_reward"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
@@ -38,12 +40,15 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
-    verl subtracts a KL penalty from the rewards, after they were recorded.
+    verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
+    what is wrong (``alone``), and dynamic sampling would evict them all.
     """
     share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
     error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
     is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
-    if not is_silent or not has_group_baseline(config.get(_ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+    if not is_silent or not has_group_baseline(config.get(ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+        return
+    if numeric_value(config, _GROUP_SIZE) == 1:
         return
     wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
@@ -51,7 +56,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if not is_filtered:
         metric = _filter_metric(table, config)
         overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
-    overrides += scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent")
+    overrides += _larger_groups(table, config, "larger groups are less often silent")
     overrides += remedies("all_wrong", config) if wrong >= right else []
     overrides += remedies("silent", config)
     cost = (
@@ -79,6 +84,20 @@ def _filter_metric(table: Columns, config: Mapping[str, Any]) -> str:
     return "score" if _has_partial_credit(table, config) else "acc"
 
 
+def _larger_groups(table: Columns, config: Mapping[str, Any], why: str) -> tuple[str, ...]:
+    """An override that doubles the sizes of groups, or names what sets them if they are in the data."""
+    if _has_sizes_in_data(table):
+        return (
+            f"data.train_files=...  # {why}; the column {ROLLOUTS} of the data sets their sizes: run `verl-gsd plan "
+            "--allocate` with a larger --group-size",
+        )
+    return scaled(config, _GROUP_SIZE, 2, why)
+
+
+def _has_sizes_in_data(table: Columns) -> bool:
+    return recent_mean(table, SIZES_IN_DATA) > 0
+
+
 def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
     """Whether scores differ in groups whose verdicts agree, so that a filter by verdict would evict a gradient.
 
@@ -97,12 +116,15 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
     This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
-    for them. The standard error is that of the same number of independent groups.
+    for them. The standard error is that of the same number of independent groups. A policy that learns fast solves
+    prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
     """
     groups, observed, predicted, variance = (
         float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
     )
     if groups < THRESHOLDS.noise_groups or (observed - predicted) / groups <= THRESHOLDS.noise:
+        return
+    if recent_mean(table, "accuracy") - initial_mean(table, "accuracy") > THRESHOLDS.learned:
         return
     if observed - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
         temperature = numeric_value(config, _TEMPERATURE)
@@ -121,15 +143,23 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups of one response have no baseline."""
-    if recent_mean(table, "alone") > THRESHOLDS.alone:
-        yield Finding(
-            f"{percent(recent_mean(table, 'alone'))} of the groups have one response",
-            "Such a response has no others to be compared with, and its advantage is 0.",
-            (f"{_GROUP_SIZE}=8  # responses per prompt",)
-            if (numeric_value(config, _GROUP_SIZE) or 1) == 1
-            else scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed"),
-        )
+    """Groups of one response have no baseline. Some estimators need none."""
+    share = recent_mean(table, "alone")
+    if not share > THRESHOLDS.alone or not has_group_baseline(config.get(ESTIMATOR)):  # the share may be NaN
+        return
+    if _has_sizes_in_data(table):
+        overrides = _larger_groups(table, config, "responses per prompt")
+    elif (numeric_value(config, _GROUP_SIZE) or 1) == 1:
+        overrides = (f"{_GROUP_SIZE}=8  # responses per prompt",)
+    else:
+        overrides = scaled(config, _GROUP_SIZE, 2, "responses per prompt, because sessions of these groups failed")
+    # Some estimators of verl, such as grpo, take the reward itself for the advantage of such a response.
+    zero = " Its advantage is 0." if config.get(ESTIMATOR) == "gsd" else ""
+    yield Finding(
+        f"{percent(share)} of the groups have one response",
+        f"Such a response has no others to be compared with.{zero}",
+        overrides,
+    )
 
 
 def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -143,7 +173,7 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             "evicts.",
             (
                 *scaled(config, "algorithm.filter_groups.max_inflight_gen_batches", 0.5, "fewer batches at once"),
-                *scaled(config, _GROUP_SIZE, 2, "larger groups are less often silent, so fewer are replaced"),
+                *_larger_groups(table, config, "larger groups are less often silent, so fewer are replaced"),
                 *remedies("silent", config),
             ),
         )

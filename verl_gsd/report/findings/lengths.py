@@ -8,6 +8,7 @@ from typing import Any
 
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.memory import SHAPES, Shape
+from verl_gsd.regular_files import read_regular
 from verl_gsd.report.findings.finding import numeric_value, scaled
 
 MAX_PROMPT, MAX_RESPONSE = "data.max_prompt_length", "data.max_response_length"
@@ -60,7 +61,7 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
 def _positions(path: str) -> int | None:
     """The longest sequence that a model accepts, in tokens; None if neither its folder nor our table has the model."""
     try:
-        content = parse_json((Path(path).expanduser() / "config.json").read_bytes())
+        content = parse_json(read_regular(Path(path).expanduser() / "config.json"))
     except (OSError, ValueError, RuntimeError):
         shape = SHAPES.get(path)
     else:

@@ -6,6 +6,7 @@ import numpy as np
 
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.charts import COLOURS, KINDS, Section
+from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.report.chart_data import accuracy_bins, sigma_cells, totals_by_use
 from verl_gsd.report.charts import SHARE, bar_chart, heat_map, line_chart, share_bars, stacked_chart
 from verl_gsd.report.reading import Columns
@@ -82,8 +83,14 @@ def silence(views: Views) -> Section | None:
         "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
         "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
         "its rewards differ, or a demonstration joins it. With algorithm.use_kl_in_reward=true, the KL penalty makes "
-        "the rewards of silent groups differ, too, after they were recorded. The charts count all groups, also those "
-        "that were not trained on."
+        "equal rewards differ, so that such a group is not silent. Records of older versions say that it is. The "
+        "charts count all groups, also those that were not trained on."
+    ]
+    text += [
+        f"{name}: the estimator {view.run.config[ESTIMATOR]} does not compare the responses of a group, so groups that "
+        "are all right or all wrong are not silent."
+        for name, view in views.items()
+        if not has_group_baseline(view.run.config.get(ESTIMATOR))
     ]
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
@@ -159,8 +166,8 @@ def waste(views: Views) -> Section | None:
     wasted = {name: _wasted_share(view.table) for name, view in views.items()}
     panels.append(("wasted", "Rollouts that taught nothing", line_chart(wasted, {"wasted": "wasted"}, "share", SHARE)))
     text = [
-        "A rollout taught something if its group was trained on and was mixed or had a demonstration. The other "
-        "rollouts are shown by what happened to their group."
+        "A rollout taught something if its group was trained on and was not silent. The other rollouts are shown by "
+        "what happened to their group."
     ]
     return section_of_panels("waste", "Waste", text, panels)
 

@@ -37,7 +37,7 @@ from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.dial import dial_advantage
 from verl_gsd.extension import ExtensionError
-from verl_gsd.groups import Member
+from verl_gsd.groups import Member, group_stats
 
 
 def test_the_examples_of_the_definition():
@@ -204,6 +204,35 @@ def test_a_quantile_is_that_of_the_known_gaps_of_the_batch_each_pair_once(groups
     assert dagrpo.end_step(groups).get("dagrpo/delta", -INF) == delta
 
 
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),  # the group
+            st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-1, 1),
+            st.sampled_from([0.0, 1.0, 10.0, NAN]) | st.floats(-10, 10),
+            st.booleans(),  # whether it is a row of a group
+        ),
+        min_size=1,
+        max_size=30,
+    ).filter(lambda rows: any(counts for *_, counts in rows)),
+    st.sampled_from([1, 20, 1 << 18]),
+)
+def test_gaps_are_made_in_blocks_without_those_of_equal_rewards_and_of_failed_judgements(rows, block_pairs):
+    index, rewards, scores, mask = (list(column) for column in zip(*rows, strict=True))
+    rewards, scores = torch.tensor(rewards, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
+    expected = [
+        (b[2] - a[2]) * np.sign(b[1] - a[1])
+        for a, b in itertools.combinations([row for row in rows if row[3]], 2)
+        if a[0] == b[0] and a[1] != b[1] and not math.isnan(a[2] + b[2])
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "BLOCK_PAIRS", block_pairs)
+        stats = group_stats(rewards, index, torch.tensor(mask))
+        found = np.concatenate([[], *pairs.judged_gaps(rewards, scores, stats)])
+    assert sorted(found.tolist()) == sorted(expected)
+
+
 def test_a_quantile_by_hand_and_anew_at_every_batch():
     section = {"delta": {"quantile": 0.5}}
     dagrpo = Dagrpo(section)
@@ -314,21 +343,26 @@ def test_blocks_of_pairs_change_no_result(groups, delta, mask):
 def test_the_memory_for_pairs_does_not_grow_with_the_number_of_groups(mask, delta, monkeypatch):
     # 12 groups of 512 have 12 blocks, as 64 such groups have 64. Holding all their pairs would take 24 MiB per number.
     blocks, alive, passes = [], [], []
-    pairs_by_size = pairs.pairs_by_size
 
-    def watched(*arguments):
-        passes.append(None)
-        for block in pairs_by_size(*arguments):
-            blocks.append(weakref.ref(block))
-            assert block.difference.numel() <= pairs.BLOCK_PAIRS == 512**2
-            yield block
-            del block
-            alive.append(sum(reference() is not None for reference in blocks))
+    def watched(function):
+        def wrapper(*arguments):
+            passes.append(function.__name__)
+            for block in function(*arguments):
+                blocks.append(weakref.ref(block))
+                assert (len(block) if isinstance(block, np.ndarray) else block.difference.numel()) <= 512**2
+                yield block
+                del block
+                alive.append(sum(reference() is not None for reference in blocks))
 
+        return wrapper
+
+    assert pairs.BLOCK_PAIRS == 512**2
+    by_size, gaps = watched(pairs.pairs_by_size), watched(pairs.judged_gaps)
     for module in ("mask", "pairs"):
-        monkeypatch.setattr(f"verl_gsd.algorithms.dagrpo.{module}.pairs_by_size", watched)
+        monkeypatch.setattr(f"verl_gsd.algorithms.dagrpo.{module}.pairs_by_size", by_size)
+        monkeypatch.setattr(f"verl_gsd.algorithms.dagrpo.{module}.judged_gaps", gaps)
     generator = np.random.default_rng(0)
     groups = [group(generator.integers(0, 2, 512), generator.integers(0, 11, 512)) for _ in range(12)]
     through({"delta": delta, "mask": mask}, *groups)
-    assert len(passes) == (1 if delta == 3.0 else 2), "the pairs are made once, and once more for a quantile of them"
+    assert passes == ["pairs_by_size"] if delta == 3.0 else ["judged_gaps", "pairs_by_size"], "each pair is made once"
     assert len(alive) == 12 * len(passes) and max(alive) <= 1

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from places import ROOT
 
 from verl_gsd import config as groups
+from verl_gsd import unused_keys
 from verl_gsd.audit import audit
-from verl_gsd.run.checks import unused_keys, validate
+from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.lora import lora_warnings
 from verl_gsd.run.checks.memory import estimate
 from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
@@ -635,7 +636,7 @@ def test_every_message_has_a_case_or_a_reason(told):
     assert all(reasons.values()), "a reason for a message that does not exist"
 
 
-UNUSED = [*unused_keys._of_extensions(), *unused_keys._KEYS]
+UNUSED = [*unused_keys._of_extensions(), *unused_keys.KEYS]
 #: Lines of which at least one leaves a key without effect.
 LINES_OF_UNUSED = [
     *([f"algo={name}"] for name in groups.choices("algo")),
