@@ -51,6 +51,7 @@ class Scenario:
         resumed: whether the run resumes after half of its steps, without the memory of earlier visits.
         signed: whether the verifier returns 1 and -1 as plain numbers, which verl takes for accuracies. The records are
             those of an older version, which left out the groups with a -1 and kept the others.
+        unrated: whether the verifier returns no ``acc``, so that verl validates the mean reward.
     """
 
     law: tuple[float, float] = (1.0, 1.0)
@@ -67,6 +68,7 @@ class Scenario:
     filtered: bool = False
     resumed: bool = False
     signed: bool = False
+    unrated: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ HEALTHY = {
     "dynamic sampling": Scenario(filtered=True, config={"algorithm.filter_groups.enable": True}),
     "resumed with a fresh memory": Scenario(law=(0.5, 0.5), prompts=300, resumed=True),
     "verdicts of -1 and 1": Scenario(law=(0.6, 1.4), held_out=100, signed=True),
+    "rewards without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, unrated=True),
 }
 
 
@@ -210,7 +213,7 @@ def run_of(of: Draw) -> RunData:
         lengths = rng.lognormal(np.log(of.length[step]) - 0.2, 0.63, (batch, max(own.max(), 1)))
         tokens = np.where(np.arange(lengths.shape[1]) < own[:, None], lengths, 0).sum(axis=1)
         predicted = np.full(batch, np.nan)
-        is_rated = (right == own) | (not scenario.signed)
+        is_rated = ((right == own) | (not scenario.signed)) & (not scenario.unrated)
         predictable = (seen > 0) & (earlier == 0) & (sizes > 0) & is_rated
         predicted[predictable] = posterior_silent_rate(
             seen_correct[predictable], seen[predictable], sizes[predictable], PRIOR
@@ -257,7 +260,8 @@ def _validations(of: Draw) -> Columns:
     if scenario.signed:
         outside["val/outside/maths"] = (1 - accuracy) * prompts * scenario.samples
         accuracy = 2 * accuracy - 1
-    return {f"val-core/maths/acc/mean@{scenario.samples}": accuracy, "val/prompts/maths": prompts} | outside
+    figure = "reward" if scenario.unrated else "acc"
+    return {f"val-core/maths/{figure}/mean@{scenario.samples}": accuracy, "val/prompts/maths": prompts} | outside
 
 
 def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:

@@ -390,14 +390,14 @@ def _filter_contradictions(config: DictConfig) -> Iterator[str]:
         yield (
             f"{key}=reward: verl compares the rewards of a group{_reward_terms(config)}. Rewards with a term for "
             "length or format are rarely equal, so the filter keeps groups whose responses are all right or all wrong. "
-            "Set it to acc, the verifier's verdict."
+            "Set it to acc, the verifier's verdict, if the reward function returns it."
         )
     elif metric == "score":
         yield (
             f"{key}=score: verl compares the score that the reward function returns, before a penalty of the reward "
             "manager. If the score has a term for length or format, the filter keeps groups whose responses are all "
             "right or all wrong. If the function returns a plain number, verl has no score and stops when the first "
-            "group is complete. Set it to acc, the verifier's verdict."
+            "group is complete. Set it to acc, the verifier's verdict, if the reward function returns it."
         )
     elif metric != "acc":
         yield (

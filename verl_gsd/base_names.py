@@ -26,8 +26,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "kind",
         "string",
-        "`all_right` or `all_wrong` if all responses have the same `acc`, else `mixed`. Without an `acc` for every "
-        "response, the rewards decide. Null without responses.",
+        "`all_right` or `all_wrong` if all responses of the visit have the same `acc`, else `mixed`. Without an `acc` "
+        "for every one of them, the rewards of the group decide. Null without responses.",
     ),
     RecordColumn(
         "silent",
@@ -109,6 +109,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "record column": tuple(column.name for column in RECORD_COLUMNS),
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
+        *("reward", "reward_spread", "unrated", "without_acc"),
         *("mixed", "all_right", "all_wrong", "silent", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),

@@ -135,7 +135,7 @@ def with_changes(config: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
     return changed
 
 
-def is_accepted(config: DictConfig, changes: Mapping[str, Any]) -> bool:
+def is_accepted(config: DictConfig, changes: Mapping[str, Any], *, is_rated: bool = True) -> bool:
     """Whether ``changes`` bring the config no conflict and no contradiction that it does not have already.
 
     This looks only at what extensions declare and at what needs ``acc``, so that a config may be incomplete. The checks
@@ -143,11 +143,12 @@ def is_accepted(config: DictConfig, changes: Mapping[str, Any]) -> bool:
 
     Args:
         changes: dotted key -> value.
+        is_rated: False if it is known that the verifier does not return an ``acc`` in [0, 1] for every response.
     """
-    return _objections(with_changes(config, changes)) <= _objections(config)
+    return _objections(with_changes(config, changes), is_rated) <= _objections(config, is_rated)
 
 
-def _objections(config: DictConfig) -> set[tuple[str, str]]:
+def _objections(config: DictConfig, is_rated: bool) -> set[tuple[str, str]]:
     """(extension, setting that it does not work with) of a config. The name is empty for verl's dynamic sampling."""
     active = extension.active(OmegaConf.select(config, "algorithm.gsd") or {})
     found = {(of.declaration.name, of.key) for of in conflicts_in(config) if of.applies}
@@ -157,8 +158,9 @@ def _objections(config: DictConfig) -> set[tuple[str, str]]:
         for contradiction in declaration.contradictions
         if Condition.parse(contradiction.setting).holds(config)
     }
-    if lacks_accuracy(config):
+    if lacks_accuracy(config) or not is_rated:
         found |= {(declaration.name, "acc") for declaration in active if declaration.reads_accuracy}
+    if lacks_accuracy(config):
         filters = OmegaConf.select(config, "algorithm.filter_groups.enable") is True
         if filters and OmegaConf.select(config, "algorithm.filter_groups.metric") != "reward":
             found.add(("", "acc"))

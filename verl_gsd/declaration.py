@@ -165,6 +165,21 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """A setting that helps against a finding, and one that takes its place where the data does not allow it.
+
+    Attributes:
+        override: the setting, for the command line, followed by a comment.
+        column: the column of the training data that it needs.
+        otherwise: the setting, in the same form, where the data has no such column or cannot be read.
+    """
+
+    override: str
+    column: str
+    otherwise: str
+
+
+@dataclass(frozen=True)
 class Declaration:
     """The description of an extension, which the package reads before it builds the extension.
 
@@ -207,8 +222,8 @@ class Declaration:
         report: the extension's section of a report.
         findings: a tuple of ``report.findings.finding.Finder``, as ``"module:NAME"``. They detect what went wrong in a
             run.
-        remedies: finding of the package -> a setting that uses this extension. A report suggests the setting if it has
-            the finding and the extension does not take part in the run.
+        remedies: finding of the package -> a setting that uses this extension, or a ``Remedy`` if that depends on the
+            data. A report suggests the setting if it has the finding and the extension does not take part in the run.
         report_order: a report has the sections, findings and remedies of extensions in this order. Those with the same
             order are sorted like the extensions.
         histograms: name -> record column. wandb and TensorBoard show the distribution of its values at every step. The
@@ -247,7 +262,7 @@ class Declaration:
     step_figures: tuple[StepFigure, ...] = ()
     report: ReportSection | None = None
     findings: str | None = None
-    remedies: Mapping[Problem, str] = field(default_factory=dict)
+    remedies: Mapping[Problem, str | Remedy] = field(default_factory=dict)
     report_order: int = 100
     histograms: Mapping[str, str] = field(default_factory=dict)
     lab: str | None = None

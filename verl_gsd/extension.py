@@ -29,6 +29,7 @@ from verl_gsd.base_names import BASE_NAMES, RECORD_COLUMNS
 from verl_gsd.declaration import Conflict as Conflict
 from verl_gsd.declaration import Declaration as Declaration
 from verl_gsd.declaration import RecordColumn as RecordColumn
+from verl_gsd.declaration import Remedy as Remedy
 from verl_gsd.declaration import ReportChart as ReportChart
 from verl_gsd.declaration import ReportSection as ReportSection
 from verl_gsd.declaration import StepFigure as StepFigure
@@ -234,6 +235,8 @@ class UnplacedRows:
         prompts: number of prompts that the step samples. The config's number of updates assumes this number.
         padding_tokens: number of tokens in a padding row.
         workers: number of data-parallel workers that share the batch.
+        sessions: uid -> number of sessions that the group has if none failed: those that were requested, and those of
+            earlier visits that were added. A uid that it lacks has ``actor_rollout_ref.rollout.n``.
     """
 
     keys: Sequence[str]
@@ -242,6 +245,7 @@ class UnplacedRows:
     prompts: int
     padding_tokens: int
     workers: int
+    sessions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -302,11 +302,14 @@ def gradient_mass(records: pa.Table) -> np.ndarray:
 def _kind(group: Group) -> str | None:
     """``mixed``, ``all_right`` or ``all_wrong``, by the verdicts; None for a group without responses.
 
-    Verdicts are the verifier's values of ``acc``, whatever their range. If a response has none, they are the rewards.
+    Verdicts are the verifier's values of ``acc``, whatever their range. Responses of an earlier visit have none and do
+    not count. If another response has none, or all are of an earlier visit, the verdicts are the rewards.
     """
     if not len(group.rewards):
         return None
-    verdicts = group.rewards if np.isnan(group.accuracies).any() else group.accuracies
+    has_verdict = ~np.isnan(group.accuracies)
+    own = len(group.rewards) - group.earlier
+    verdicts = group.accuracies[has_verdict] if has_verdict.sum() == own > 0 else group.rewards
     if verdicts.min() != verdicts.max():
         return "mixed"
     accuracies = valid_accuracies(group, unrated_sources([group]))

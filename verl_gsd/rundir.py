@@ -43,6 +43,10 @@ HELD_OUT_PROMPTS = "val/prompts/"
 #: data source follows. Sources without such a response have no metric.
 HELD_OUT_OUTSIDE = "val/outside/"
 
+#: verl's metric names of held-out accuracies. If a reward function returns no ``acc`` for a data source, they are mean
+#: rewards. ``samples`` is the number of responses per prompt.
+HELD_OUT = re.compile(r"val-core/(?P<source>.+)/(?P<figure>acc|reward)/mean@(?P<samples>\d+)")
+
 #: Larger numbers are no steps. Programs that read JSON with doubles represent integers exactly up to this one.
 LARGEST_STEP = 2**53
 

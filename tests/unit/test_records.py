@@ -242,6 +242,19 @@ def test_accuracies_that_are_missing_for_another_reason_cost_no_other_group_its_
     assert outside_sources(rows()) == []
 
 
+def test_responses_of_an_earlier_visit_do_not_hide_the_verdicts_of_the_others():
+    """They have no accuracy. The rewards of the others differ by a penalty on their length."""
+    shaped = [1, 1, 1, 1, 1, 0.8]
+    for earlier in (0, 2):
+        visit = replace(group([*shaped, *[1] * earlier], [*[1] * 6, *[np.nan] * earlier]), earlier=earlier)
+        (row,) = rows((visit, "trained")).to_pylist()
+        assert (row["kind"], row["silent"], row["correct"], row["total"]) == ("all_right", False, 6, 6)
+    (row,) = rows((replace(group([1, 0, 0], [1, 0, np.nan]), earlier=1), "trained")).to_pylist()
+    assert row["kind"] == "mixed"
+    (row,) = rows((replace(group([1, 0, 0], [1, np.nan, np.nan]), earlier=1), "trained")).to_pylist()
+    assert row["kind"] == "mixed", "a response of the visit has no verdict, so the rewards decide"
+
+
 @given(
     st.lists(
         st.tuples(

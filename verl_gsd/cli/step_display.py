@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from verl_gsd.rundir import GENERATED_REWARD, TRAINED
+from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT, TRAINED
 
 
 class StepDisplay:
@@ -88,8 +88,10 @@ def _rewards(metrics: Mapping[str, float]) -> list[str]:
 
 
 def accuracies(metrics: Mapping[str, float]) -> list[str]:
-    """The held-out accuracies in the metrics of a step, as texts."""
-    from verl_gsd.evaluation.summary import ACCURACY
-
-    matches = ((ACCURACY.match(name), value) for name, value in metrics.items())
-    return [f"held-out {match['source']} {value:.3f}" for match, value in matches if match]
+    """The held-out accuracies in the metrics of a step, as texts; mean rewards where there are no accuracies."""
+    matches = ((HELD_OUT.fullmatch(name), value) for name, value in metrics.items())
+    return [
+        f"held-out {match['source']} {'reward ' if match['figure'] == 'reward' else ''}{value:.3f}"
+        for match, value in matches
+        if match
+    ]

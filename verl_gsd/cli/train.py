@@ -474,7 +474,7 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
-        figure = "acc, not in [0, 1]" if held_out.is_outside else "accuracy"
+        figure = held_out.not_accuracy or "accuracy"
         table.add_row(escape(f"held-out {figure}, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]
     if exact:

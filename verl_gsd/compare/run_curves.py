@@ -17,6 +17,7 @@ from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.records import gaps, listed_steps, read_records
 from verl_gsd.rundir import (
     EXACT,
+    HELD_OUT,
     HELD_OUT_OUTSIDE,
     HELD_OUT_PROMPTS,
     TRAINED,
@@ -97,6 +98,11 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
         )
     total = value_at(config, _TOTAL)
     total = total if isinstance(total, int) else None
+    if not metrics and _validates_rewards(layout):
+        raise ValueError(
+            f"{run}: its validations have mean rewards (val-core/*/reward/mean@N) and no accuracies, because its "
+            "reward function returns no acc. Return acc, 1 for a right and 0 for a wrong response, beside score"
+        )
     if not metrics:
         last_step = max(tokens, default=0)
         if total is not None and last_step < total:
@@ -196,6 +202,14 @@ def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
     steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
     accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
     return {step: data for step, data in accuracies.items() if any(map(ACCURACY.match, data))}
+
+
+def _validates_rewards(layout: RunDirectory) -> bool:
+    """Whether a validation of the run has a mean reward in place of an accuracy."""
+    names = (
+        name for attempt in layout.attempts() for _, data in read_metrics(layout.metrics(attempt)) for name in data
+    )
+    return any(HELD_OUT.fullmatch(name) for name in names)
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, float]]]:

@@ -1,4 +1,4 @@
-"""Summarises a finished run: held-out accuracy before and after, number of steps, seconds per step."""
+"""Summarises a finished run: held-out accuracy or reward before and after, number of steps, seconds per step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, proportion
-from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 from verl_gsd.scalars import is_finite, is_number
 
 #: verl's metric names of held-out accuracies. ``samples`` is the number of responses per prompt.
@@ -21,7 +21,7 @@ class Accuracy:
     """The accuracy of one validation.
 
     ``interval`` and ``responses`` are None if the number of prompts is unknown, or if the values are no accuracies
-    (``outside_sources``).
+    (``HeldOut.not_accuracy``).
     """
 
     step: int
@@ -38,13 +38,22 @@ class HeldOut:
     """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last.
 
     ``prompts`` is the number of prompts of the last validation; None if it is unknown. ``is_outside``: the values are
-    means of numbers outside [0, 1] and no accuracies.
+    means of numbers outside [0, 1] and no accuracies. ``is_reward``: they are mean rewards, because the verifier
+    returns no ``acc``.
     """
 
     source: str
     accuracies: tuple[Accuracy, ...]
     prompts: int | None = None
     is_outside: bool = False
+    is_reward: bool = False
+
+    @property
+    def not_accuracy(self) -> str | None:
+        """What the values are means of if they are no accuracies, else None."""
+        if self.is_reward:
+            return "reward"
+        return "acc, not in [0, 1]" if self.is_outside else None
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,11 @@ def why_without_intervals(held_out: Sequence[HeldOut]) -> str | None:
     """Why no value of ``held_out`` has an interval; None if one has."""
     if any(accuracy.interval for of_source in held_out for accuracy in of_source.accuracies):
         return None
-    if any(not of_source.is_outside for of_source in held_out):
+    if any(of_source.not_accuracy is None for of_source in held_out):
         return "the number of prompts is unknown"
-    return "the verifier returned an acc outside [0, 1]"
+    if any(of_source.is_outside for of_source in held_out):
+        return "the verifier returned an acc outside [0, 1]"
+    return "the verifier returned no acc"
 
 
 def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mapping[str, int]) -> Summary:
@@ -95,21 +106,27 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
             With several samples per prompt it is therefore wider than necessary, but never too narrow.
     """
     seconds = [data["timing_s/step"] for _, data in metrics if is_number(data.get("timing_s/step"))]
-    by_source: dict[str, list[Accuracy]] = {}
-    counts: dict[str, int | None] = {}
+    by_source: dict[tuple[str, str], list[Accuracy]] = {}
+    counts: dict[tuple[str, str], int | None] = {}
     outside = outside_sources(data for _, data in metrics)
     for step, data in metrics:
         for name, value in data.items():
-            if (match := ACCURACY.match(name)) and is_number(value) and not math.isnan(value):
-                source = match["source"]
+            if (match := HELD_OUT.fullmatch(name)) and is_number(value) and not math.isnan(value):
+                source, figure = match["source"], match["figure"]
                 counted = data.get(HELD_OUT_PROMPTS + source)
-                n = counts[source] = int(counted) if is_finite(counted) else prompts.get(source)
-                is_counted = bool(n) and source not in outside
+                n = counts[source, figure] = int(counted) if is_finite(counted) else prompts.get(source)
+                is_counted = bool(n) and figure == "acc" and source not in outside
                 interval = proportion(value * n, n) if n and is_counted else None
                 responses = n * int(match["samples"]) if n and is_counted else None
-                by_source.setdefault(source, []).append(Accuracy(step, value, interval, responses))
+                by_source.setdefault((source, figure), []).append(Accuracy(step, value, interval, responses))
     held_out = [
-        HeldOut(source, tuple(dict.fromkeys((accuracies[0], accuracies[-1]))), counts[source], source in outside)
-        for source, accuracies in by_source.items()
+        HeldOut(
+            source,
+            tuple(dict.fromkeys((accuracies[0], accuracies[-1]))),
+            counts[source, figure],
+            is_outside=figure == "acc" and source in outside,
+            is_reward=figure == "reward",
+        )
+        for (source, figure), accuracies in by_source.items()
     ]
     return Summary(held_out, len(seconds), statistics.median(seconds) if seconds else None)

@@ -347,7 +347,7 @@ def _accuracy(facts: CardFacts) -> str:
             "| data source | accuracy | step |",
             "|---|---|---|",
             *(
-                f"| {held_out.source}{' (mean acc, not in [0, 1])' if held_out.is_outside else ''} "
+                f"| {held_out.source}{f' (mean {held_out.not_accuracy})' if held_out.not_accuracy else ''} "
                 f"| {accuracy.interval or f'{accuracy.value:.3f}'} | {accuracy.step} |"
                 for held_out in facts.accuracies
                 for accuracy in held_out.accuracies

@@ -20,7 +20,7 @@ _ABSENT = object()
 
 
 def accepted_overrides(
-    overrides: Collection[str], config: Mapping[str, Any], words: Collection[str]
+    overrides: Collection[str], config: Mapping[str, Any], words: Collection[str], *, is_rated: bool = True
 ) -> tuple[str, ...]:
     """The overrides that lead to no conflict that an extension declares, and set no key that has no effect.
 
@@ -34,19 +34,20 @@ def accepted_overrides(
         config: dotted key -> value; empty if it is not known.
         words: the words of the run's command line; empty if they are not known. A key that a word sets keeps its value
             if a group is chosen anew.
+        is_rated: False if some responses of the run have no accuracy. Extensions that read it are then not accepted.
     """
     if not overrides:
         return ()
     groups.store_groups()  # with the resolvers of their values
     whole = OmegaConf.create(nested(config))
-    return tuple(override for override in overrides if _is_accepted(override, whole, words))
+    return tuple(override for override in overrides if _is_accepted(override, whole, words, is_rated))
 
 
-def _is_accepted(override: str, config: DictConfig, words: Collection[str]) -> bool:
+def _is_accepted(override: str, config: DictConfig, words: Collection[str], is_rated: bool) -> bool:
     try:
         command = shlex.split(override.partition("#")[0])
         changes = _changes(command, words)
-        if not is_accepted(config, changes):
+        if not is_accepted(config, changes, is_rated=is_rated):
             return False
         changed = with_changes(config, changes)
         return not any(_is_unused(key, changed) for key in _keys_set(command) if _has(config, key))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from verl_gsd.declaration import Problem
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_gsd.declaration import Problem, Remedy
 from verl_gsd.extension import Declaration, declarations
+
+_TRAIN_FILES = "data.train_files"
 
 
 def in_report_order() -> list[Declaration]:
@@ -21,10 +27,28 @@ def remedies(problem: Problem, config: Mapping[str, Any]) -> list[str]:
         config: dotted key -> value; empty if it is not known.
     """
     return [
-        declaration.remedies[problem]
+        _suited(declaration.remedies[problem], config)
         for declaration in in_report_order()
         if problem in declaration.remedies and not _takes_part(declaration, config)
     ]
+
+
+def _suited(remedy: str | Remedy, config: Mapping[str, Any]) -> str:
+    if isinstance(remedy, str):
+        return remedy
+    files = config.get(_TRAIN_FILES)
+    names = [files] if isinstance(files, str) else files or []
+    has_column = bool(names) and all(_has_column(str(name), remedy.column) for name in names)
+    return remedy.override if has_column else remedy.otherwise
+
+
+def _has_column(file: str, column: str) -> bool:
+    """Whether ``file`` is a Parquet file on this machine that has the column."""
+    path = Path(file).expanduser()
+    try:
+        return path.is_file() and column in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _takes_part(declaration: Declaration, config: Mapping[str, Any]) -> bool:

@@ -31,6 +31,9 @@ def step_table(run: RunData) -> Columns:
     - ``groups``, ``rollouts``, ``tokens``: numbers of them. Demonstrations and responses of earlier visits were not
       generated in the step and are not rollouts.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
+    - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
+    - ``unrated``: share of the rollouts that have no accuracy. ``without_acc``: share of those for which the verifier
+      returned no ``acc`` at all. The others have one, and their data source has an ``acc`` outside [0, 1].
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
       The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
     - ``sigma``: mean standard deviation of a group's rewards.
@@ -170,8 +173,13 @@ def _record_figures(records: pa.Table) -> Columns:
 
 def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     size, tokens, rated = (float_column(records, name) for name in ("size", "tokens", "total"))
+    mean, std = float_column(records, "mean"), float_column(records, "std")
     rollouts = generated(records)
     has_responses = size > 0
+    # A source whose ``acc`` lies outside [0, 1] has no accuracies, but a number in ``partial``.
+    is_outside = (rated == 0) & ~np.isnan(float_column(records, "partial"))
+    reward = sums.mean(mean, has_responses, size)
+    variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses, size)
     kinds: Columns = {
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
     }
@@ -184,7 +192,11 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
         "silent": sums.mean(is_silent(records).astype(float), has_responses),
         "alone": sums.mean((size == 1).astype(float), has_responses),
-        "sigma": sums.mean(float_column(records, "std"), has_responses),
+        "sigma": sums.mean(std, has_responses),
+        "reward": reward,
+        "reward_spread": np.sqrt(variance),
+        "unrated": sums.ratio(rollouts - rated, rollouts),
+        "without_acc": sums.ratio(np.where(is_outside, 0.0, rollouts - rated), rollouts),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
         "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
     }

@@ -21,9 +21,10 @@ from verl_gsd.trainer.rows import (
     GENERATED_IN,
     PARTITION,
     REPLACED,
-    answer_of,
+    REPLACED_REPORT,
     as_number,
     output_number,
+    reported,
     session_number,
     session_of,
     uid_of,
@@ -37,8 +38,8 @@ def read_groups(
 
     The last output of a session represents the session; the tokens of all its outputs count. A response of an earlier
     visit has a reward, but neither accuracy nor tokens, because the earlier visit counted them. A demonstration has
-    none of these; its tag has those of the response that it replaced. A response with a failed reward is not in its
-    group.
+    none of these; its tags have those of the response that it replaced, and what the verifier reported about it. A
+    response with a failed reward is not in its group.
 
     Args:
         prompt_of: the prompt of each visit.
@@ -65,14 +66,13 @@ def read_groups(
     representatives = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
-    unverified: dict[str, float] = {}  # the verifier's flags, if it returns them
-    doubtful: dict[str, float] = {}
-    answers: dict[str, str] = {}  # the final answer, if the verifier returns it; empty if the response has none
+    reports: dict[str, Mapping[str, float | str]] = {}  # what the verifier reported in addition
     lost: dict[str, LostReward] = {}
     seconds: list[float] = []
     for key in representatives:
         if REPLACED in rows.tags[key]:
             rewards[key], accuracies[key], tokens[session_of(key)] = rows.tags[key][REPLACED]
+            reports[key] = rows.tags[key].get(REPLACED_REPORT, {})  # rows of older checkpoints lack it
     read = [key for key in representatives if key not in rewards]
     if read:
         for key, row in zip(read, rows.read(read, ["rm_scores", "extra_fields", "metrics"]), strict=True):
@@ -82,10 +82,7 @@ def read_groups(
                 accuracies[key] = math.nan
                 continue
             accuracies[key] = without_rounding(as_number(info.get("acc")))
-            unverified[key] = as_number(info.get("unverified"))
-            doubtful[key] = as_number(info.get("doubtful"))
-            if (answer := answer_of(info)) is not None:
-                answers[key] = answer
+            reports[key] = reported(info)
             waited = row["metrics"].get("compute_score")
             seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
             if failure := failure_of_row(rewards[key], info):
@@ -93,7 +90,8 @@ def read_groups(
     groups = []
     for uid in uids:
         keys = [key for key in last[uid].values() if key not in lost]
-        given = [answers[key] for key in keys if key in answers]
+        of_group = [reports[key] for key in keys if key in reports]
+        given = [str(report["answer"]) for report in of_group if "answer" in report]
         source, index = prompt_of(uid)
         groups.append(
             Group(
@@ -105,8 +103,8 @@ def read_groups(
                 tokens=np.array([tokens[session_of(key)] for key in keys], dtype=np.int64),
                 keys=tuple(keys),
                 demonstrations=demonstrations[uid],
-                unverified=_flagged(unverified, keys),
-                doubtful=_flagged(doubtful, keys),
+                unverified=_flagged("unverified", of_group),
+                doubtful=_flagged("doubtful", of_group),
                 failed_rewards=sum(key in lost for key in last[uid].values()),
                 distinct_answers=len({answer for answer in given if answer}) if given else None,
                 answers=pack_answers(given) if given else None,
@@ -118,9 +116,9 @@ def read_groups(
     return groups, all_rewards, [session_of(key) for key in lost]
 
 
-def _flagged(flags: Mapping[str, float], keys: Sequence[str]) -> int | None:
-    """How many of the rows ``keys`` have a flag above 0; None if none of them has a flag."""
-    values = [flags[key] for key in keys if not math.isnan(flags.get(key, math.nan))]
+def _flagged(name: str, reports: Sequence[Mapping[str, float | str]]) -> int | None:
+    """How many of the responses have the flag ``name`` above 0; None if none of them has the flag."""
+    values = [float(report[name]) for report in reports if name in report]
     return sum(value > 0 for value in values) if values else None
 
 

@@ -29,6 +29,8 @@ DEMONSTRATED_BY = "demonstrated_by"
 DEMONSTRATED_IN = "demonstrated_in"
 #: Tag of a demonstration that replaced a response: the reward, accuracy and tokens of that response, which still count.
 REPLACED = "replaced"
+#: Tag of the same demonstration: what the verifier reported about that response (``reported``).
+REPLACED_REPORT = "replaced_report"
 #: Column (bool) that is true for demonstrations.
 DEMONSTRATION = "demonstration"
 
@@ -97,6 +99,21 @@ def answer_of(info: Mapping[str, Any]) -> str | None:
             answer = "" if info[name] is None else str(info[name]).strip()
             return "" if answer == _NO_ANSWER else answer
     return None
+
+
+def reported(info: Mapping[str, Any]) -> dict[str, float | str]:
+    """What groups count of a response, in addition to its accuracy, from its ``reward_extra_info``.
+
+    - ``unverified``, ``doubtful``: the verifier's flags, numbers.
+    - ``answer``: see ``answer_of``.
+
+    What the verifier does not return is missing.
+    """
+    flags = {name: as_number(info.get(name)) for name in ("unverified", "doubtful")}
+    report: dict[str, float | str] = {name: flag for name, flag in flags.items() if not math.isnan(flag)}
+    if (answer := answer_of(info)) is not None:
+        report["answer"] = answer
+    return report
 
 
 def only_outputs(keys: Iterable[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ the memory of prompts. It knows the prompt of each group in the buffer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Seam:
         self._group_size = group_size
         self._prompt_of: dict[str, PromptKey] = {}  # by uid, for every group that has not left the buffer
         self._training: dict[str, Group] = {}  # by uid, the groups of the current step's batches
+        self._requested: dict[str, int] = {}  # by uid, rollouts of these groups and of those in the buffer
 
     @property
     def waiting(self) -> int:
@@ -91,12 +93,15 @@ class Seam:
         visits = self._visits(prompts, columns)
         self.sizes_in_data |= visits.has_own_rollouts
         self._run("before_rollout", visits)
+        self._requested |= _rollouts(visits)
         return visits.notes if visits.requested is None else {ROLLOUTS: visits.requested, **visits.notes}
 
     def restore_in_flight(self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]) -> None:
         """These visits were submitted before a restart. ``columns`` are those from then."""
         self._prompt_of |= prompts
-        self._run("restore_in_flight", self._visits(prompts, columns))
+        visits = self._visits(prompts, columns)
+        self._requested |= _rollouts(visits)
+        self._run("restore_in_flight", visits)
 
     def _visits(self, prompts: Mapping[str, PromptKey], columns: Mapping[str, Sequence[Any]]) -> Visits:
         return Visits(list(prompts), list(prompts.values()), columns, self._group_size)
@@ -124,6 +129,8 @@ class Seam:
         self.left.append((group, fate))
         if fate == "trained":
             self._training[group.uid] = group
+        else:
+            del self._requested[group.uid]
 
     # The update.
 
@@ -131,7 +138,8 @@ class Seam:
         """Places of the rows of an update, and metrics. Only for runs with an extension that places rows."""
         owner = self.owner("place")
         assert owner is not None
-        return call_hook(*owner, "place", rows)
+        sessions = {uid: self._requested[uid] + group.earlier for uid, group in self._training.items()}
+        return call_hook(*owner, "place", replace(rows, sessions=sessions))
 
     def stage_inputs(self, batch: Any) -> dict[str, Any]:
         """Columns of ``batch``, a ``KVBatchMeta``, for the chain: those of the extensions, and ``chain.SOURCE``."""
@@ -194,6 +202,8 @@ class Seam:
     def end_step(self) -> dict[str, float]:
         """End the step: extensions update their saved state and return metrics. Then ``left`` is emptied."""
         metrics = merged(run_hook(self.extensions, "end_step", [group for group, _ in self.left]))
+        for uid in self._training:
+            del self._requested[uid]
         self.left, self._training, self.mass = [], {}, {}
         return metrics
 
@@ -203,3 +213,9 @@ class Seam:
     def _run(self, hook: str, *arguments: Any) -> None:
         for _ in run_hook(self.extensions, hook, *arguments):
             pass
+
+
+def _rollouts(visits: Visits) -> dict[str, int]:
+    """uid -> the number of rollouts of each visit."""
+    rollouts = visits.rollouts if visits.requested is None else visits.requested
+    return dict(zip(visits.uids, rollouts.tolist(), strict=True))

@@ -94,4 +94,12 @@ def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
     signed = [Group("u", "math", 1, *(np.array([1.0, last]),) * 2, np.ones(2)) for last in (1, -1)]
     table = step_records([LeftGroup(group, "trained") for group in signed], step=1, attempt=1, alpha=1.0)
     write_step(tmp_path / "signed", table, step=1, attempt=1)
+    half = Group("u", "math", 1, *(np.array([1.0, 0.5]),) * 2, np.ones(2))
+    write_step(
+        tmp_path / "graded",
+        step_records([LeftGroup(half, "trained"), LeftGroup(groups[0], "trained")], step=1, attempt=1, alpha=1.0),
+        step=1,
+        attempt=1,
+    )
+    assert "2 mixed groups are not in the table" in flat(invoke("audit-bias", str(tmp_path / "graded")).stdout)
     assert "signed: no group has accuracies" in flat(invoke("audit-bias", str(tmp_path / "signed")).stderr)

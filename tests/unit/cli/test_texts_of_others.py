@@ -44,6 +44,17 @@ def test_data_sources_with_brackets_and_slashes_are_printed_as_they_are(out):
         assert f"held-out {source}" in step and f"held-out accuracy, {source}" in table
 
 
+def test_a_mean_reward_is_called_one_in_a_step_and_in_the_result(out):
+    """verl logs it for a data source whose verifier returns no acc."""
+    first, last = ({"val-core/code/reward/mean@1": value, "val/prompts/code": 8} for value in (0.25, 0.5))
+    StepDisplay(10, train.out).show(3, last)
+    assert "held-out code reward 0.500" in out.getvalue()
+    train.out.print(train.result_table([(0, first), (3, last)], Counter(code=8)))
+    assert "held-out reward, code (8 prompts)" in out.getvalue()
+    assert "0.250 at step 0 -> 0.500 at step 3" in out.getvalue(), "without an interval"
+    assert "none: the verifier returned no acc" in out.getvalue()
+
+
 def test_a_result_of_1_and_minus_1_is_not_called_an_accuracy(out):
     first, last = ({"val-core/code/acc/mean@1": value, "val/prompts/code": 8} for value in (-0.25, 0.5))
     train.out.print(train.result_table([(0, first), (3, last)], Counter(code=8)))

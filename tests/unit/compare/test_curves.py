@@ -145,6 +145,11 @@ def test_run_without_a_curve_says_why(tmp_path):
         read_curve(write_run(tmp_path / "untested" / "seed_1", [10, 20], {}, total=2))
     with pytest.raises(NoValidationYetError, match=r"young/seed_1: .*\b2 of 9\b"):
         read_curve(write_run(tmp_path / "young" / "seed_1", [10, 20], {}, total=9))
+    for total in (2, 9):  # finished, and still training
+        rated = write_run(tmp_path / f"no_acc_{total}" / "seed_1", [10, 20], {}, total=total)
+        report_runs.metrics(rated, [(1, {"val-core/math/reward/mean@1": 0.1})])
+        with pytest.raises(ValueError, match=r"seed_1: .*mean rewards .*no accuracies.*Return acc"):
+            read_curve(rated)
     stock = tmp_path / "stock" / "seed_1"
     report_runs.metrics(stock, [(1, {"val-core/math/acc/mean@1": 0.1})])
     with pytest.raises(ValueError, match=r"stock/seed_1: .*gsd_sync"):

@@ -1,11 +1,16 @@
 """What a report advises is followed on the line of the run: no check rejects it, and no warning is new."""
 
 import shlex
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import report_runs
 from omegaconf import OmegaConf
 
+from verl_gsd.algorithms.dagrpo.checks import check_demonstration_column
 from verl_gsd.audit import audit
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
@@ -13,6 +18,7 @@ from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.findings.lengths import MAX_PROMPT, MAX_RESPONSE, doubled
 from verl_gsd.report.reading import read_run
+from verl_gsd.report.steps import step_table
 from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
 
 STEPS = 30
@@ -40,7 +46,7 @@ OVERLONG, PENALIZED = "reward.reward_kwargs.overlong_buffer_cfg.enable", "reward
 TRIED = (FILTER, ANCHORS, MASK, SAMPLER, f"{MAX_PROMPT}=", f"{MAX_RESPONSE}=")
 
 
-def troubled():
+def troubled(**other):
     """A run with silent groups, responses that are cut off, prompts that are too long, and a gradient that spikes."""
     norms = np.exp(0.2 * np.resize([1.0, -1.0, 0.5], STEPS))
     norms[20] = 1e10
@@ -56,7 +62,7 @@ def troubled():
         "response_length/max": 1e6,
         "response_length/clip_ratio": 0.6,
         "actor/grad_norm": norms,
-    }
+    } | other
     columns = {name: np.broadcast_to(value, STEPS).astype(float) for name, value in values.items()}
     return {"step": np.arange(1, STEPS + 1)} | columns
 
@@ -72,9 +78,10 @@ def composed(compose, words):
     return config, problems | set(audit(config).warnings)
 
 
-def advised(config, words):
+def advised(config, words, **columns):
     leaves = dict(dotted_leaves(OmegaConf.to_container(config)))
-    return [override for finding in collect_findings(troubled(), leaves, words) for override in finding.overrides]
+    findings = collect_findings(troubled(**columns), leaves, words)
+    return [override for finding in findings for override in finding.overrides]
 
 
 #: (words of a run, starts of overrides that it gets, starts of overrides that it does not get).
@@ -122,6 +129,71 @@ def test_advice_is_accepted_by_the_line_of_the_run(compose_fast, words, given, w
         judge = ["algorithm.gsd.dagrpo.judge.scorer=stub"] if MASK in override else []
         _, after = composed(compose_fast, [*others, *changes, *judge])
         assert after <= before, override
+
+
+NO_ACC, OUTSIDE = {"unrated": 1.0, "without_acc": 1.0}, {"unrated": 1.0, "without_acc": 0.0}
+METRIC = f"{FILTER} algorithm.filter_groups.metric="
+PENALTY = (f"+{PENALIZED}=512", f"+{OVERLONG}=true")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words", "metric", "reads_accuracy"),
+    [
+        ({"unrated": 0.0, "without_acc": 0.0}, (), "acc", True),
+        (NO_ACC, (), "reward", False),
+        (NO_ACC, PENALTY, "score", False),
+        (NO_ACC, REWARD_MODEL, "reward", False),
+        ({name: 0.1 for name in NO_ACC}, (), "reward", False),  # one source of ten
+        (OUTSIDE, (), "acc", False),  # a plain number of 1 or -1, of which verl stores no other value
+        (OUTSIDE | {"silent": 0.7}, (), "score", False),  # acc of 1 and -1, and a score with partial credit
+        ({"silent": 0.7}, (), "score", True),
+    ],
+)
+def test_advice_for_silent_groups_suits_what_the_verifier_returns(compose_fast, columns, words, metric, reads_accuracy):
+    """verl fails at a response without the metric, and extensions fail at a response without an accuracy."""
+    line = (*SMALL, *words)
+    config, before = composed(compose_fast, line)
+    overrides = advised(config, line, **columns)
+    (filters,) = [override for override in overrides if override.startswith(FILTER)]
+    assert filters.startswith(f"{METRIC}{metric} ")
+    for name in (ANCHORS, SAMPLER):
+        assert any(override.startswith(name) for override in overrides) == reads_accuracy, (name, overrides)
+    _, after = composed(compose_fast, [*line, *shlex.split(filters.partition("#")[0])])
+    # The audit does not know what the verifier returns.
+    assert [text for text in after - before if not text.endswith("verdict, if the reward function returns it.")] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "unrated", "without_acc"),
+    [
+        ([1.0, 0.0, 0.5], 0, 0),
+        ([np.nan] * 3, 1, 1),
+        ([1.0, np.nan, np.nan], 2 / 3, 2 / 3),
+        ([1.0, -1.0, -1.0], 1, 0),
+    ],
+)
+def test_the_records_tell_what_the_verifier_returns(tmp_path, values, unrated, without_acc):
+    one = report_runs.group([1.0, 0.0, 0.0])
+    report_runs.records(tmp_path, 1, (replace(one, accuracies=np.array(values)), "trained"))
+    steps = step_table(read_run(tmp_path, "run"))
+    assert steps["unrated"].tolist() == pytest.approx([unrated])
+    assert steps["without_acc"].tolist() == pytest.approx([without_acc])
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_an_experts_demonstrations_are_advised_only_for_data_that_has_them(compose_fast, tmp_path, has_column):
+    """The check of the advised run reads the files."""
+    source = "demonstration" if has_column else "solution"
+    files = [str(tmp_path / f"{name}.parquet") for name in ("one", "two")]
+    for file in files:
+        pq.write_table(pa.table({"prompt": ["1 + 1"], source: ["2"]}), file)
+    words = (*SMALL, f"data.train_files=[{','.join(files)}]")
+    config, _ = composed(compose_fast, words)
+    (anchors,) = [override for override in advised(config, words) if override.startswith(ANCHORS)]
+    assert ("source=self" in anchors) != has_column
+    changes = shlex.split(anchors.partition("#")[0])
+    others = [word for word in words if not word.startswith("algo=")]
+    assert list(check_demonstration_column(*compose_fast(*others, *changes))) == []
 
 
 def test_without_the_words_a_choice_of_a_group_sets_all_its_keys(compose_fast):

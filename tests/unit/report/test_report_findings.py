@@ -88,6 +88,16 @@ LOST = np.where(np.arange(STEPS) >= 20, np.nan, NORMS)
 SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
 
 
+def held_out_reward(values, spread=0.5):
+    """Validations of a verifier that returns no ``acc``."""
+    column = np.full(STEPS, np.nan)
+    column[: len(values)] = values
+    return table(val__prompts__math=2000, reward_spread=spread) | {"val-core/math/reward/mean@1": column}
+
+
+FALLEN = WAVE + np.where(LATE < 0.5, 0.5, 0.3)
+
+
 def long_run(loss, reward):
     """A table of 60 steps, of which the finding of the loss needs as many."""
     steps = np.arange(1, 61)
@@ -96,6 +106,7 @@ def long_run(loss, reward):
 
 LONG_WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], 60)
 OSCILLATING = np.resize([1.0, -1.0], 60) * np.linspace(0, 1, 60) ** 2
+GROWING = np.linspace(-0.8, 0.8, 60)
 BY_SCORE = {"critic/score/mean": 0.3 + LONG_WAVE}
 
 FIRES = [
@@ -144,6 +155,18 @@ FIRES = [
         "loss_agg_mode=token-mean",
     ),
     (rewards.shifted_verdicts, table(accuracy=WAVE + known_after(0, LATE)), {}, "gives the same verdict"),
+    (
+        rewards.shifted_verdicts,
+        table(unrated=1, reward_spread=1, reward=WAVE + known_after(0, LATE)),
+        {},
+        "gives the same verdict",
+    ),
+    (
+        rewards.shifted_verdicts,
+        table(unrated=0.5, reward_spread=1, reward=WAVE + known_after(0, LATE), accuracy=0.5 + WAVE),
+        {},
+        "gives the same verdict",
+    ),
     (rewards.rising_unverified, table(verifier__unverified=falling(0.01, 0.3)), {}, "can read the answers"),
     (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {}, "algo=dagrpo_mask"),
     (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {CLIPPING: 1.0}, f"{CLIPPING}=0.5"),
@@ -165,6 +188,8 @@ FIRES = [
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=2000), {}, "optim.lr"),
     (policy.unlearning, held_out(*(0.5 - 0.01 * LONG_WAVE[:10]), *(0.3 - 0.01 * LONG_WAVE[:10])), {}, "optim.lr"),
+    (policy.unlearning, held_out_reward(FALLEN), {}, "optim.lr"),
+    (policy.unlearning, held_out_reward(40 * FALLEN - 10, spread=20.0), {}, "optim.lr"),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
     (hadw.frozen_anchor, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
     (gvpo.strong_pull, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
@@ -244,6 +269,15 @@ QUIET = [
     # Means of 1 and -1 scatter twice as much as a proportion with the same mean, and it has no error below 0.
     (policy.unlearning, held_out(*SIGNED_WAVE, prompts=400) | {"val/outside/math": np.full(STEPS, 160.0)}, {}),
     (policy.unlearning, held_out(*(SIGNED_WAVE - 0.5), prompts=400), {}),
+    (policy.unlearning, held_out_reward(0.5 + WAVE), {}),
+    (policy.unlearning, held_out_reward(FALLEN, spread=20.0), {}),  # of a reward model: the fall is 1% of the spread
+    (policy.unlearning, held_out_reward(FALLEN[9:20]), {}),  # too few validations to know their noise
+    *(
+        (updates.oscillating_loss, long_run(OSCILLATING, np.full(60, np.nan)) | BY_SCORE | {name: GROWING}, {})
+        for name in ("reward", "group/reward/generated")
+    ),
+    (rewards.shifted_verdicts, table(unrated=1, reward_spread=20, reward=WAVE + LATE), {}),
+    (rewards.shifted_verdicts, table(unrated=0, reward_spread=0.5, reward=WAVE + LATE, accuracy=0.5 + WAVE), {}),
     (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.42), {}),
     (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), FIXED),
@@ -500,3 +534,29 @@ def test_a_run_is_not_told_to_change_its_algorithm_for_another_that_its_own_does
     (finding,) = collect_findings(table(silent=0.6, all_wrong=0.6), config)
     assert any(line.startswith("algorithm.filter_groups.enable=true ") for line in finding.overrides)
     assert not any("dagrpo" in line or "sampler" in line for line in finding.overrides), finding.overrides
+
+
+ONE_UPDATE = {
+    "data.train_batch_size": 128,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 128,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_advised"),
+    [
+        ({}, False),
+        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 256}, False),
+        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 64}, True),
+        ({"actor_rollout_ref.actor.ppo_epochs": 2}, True),
+        ({"algorithm.rollout_correction.bypass_mode": True}, True),
+        ({MODE: "gsd_separate_async", "trainer.v1.separate_async.parameter_sync_step": 2}, True),
+        ({MODE: "gsd_sync", "trainer.v1.separate_async.parameter_sync_step": 2}, False),
+        ({"data.train_batch_size": None}, True),
+    ],
+)
+def test_a_clipping_bound_is_advised_only_if_ratios_differ_from_1(changes, is_advised):
+    """With one update per step, the policy is still that of the old log-probabilities."""
+    (finding,) = policy.entropy(table(actor__entropy=falling(1, 0.01)), ONE_UPDATE | changes)
+    assert any("clip_ratio_high" in override for override in finding.overrides) == is_advised

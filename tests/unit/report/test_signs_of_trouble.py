@@ -1,11 +1,17 @@
 """Signs of trouble that the papers name: a run on disk that has the sign, and the same run without it."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import report_runs
 
 from verl_gsd.report.build import read_runs
 from verl_gsd.report.findings import collect_findings
+from verl_gsd.report.sections.policy import accuracy
+from verl_gsd.report.sections.summary import findings_section, runs_section
+from verl_gsd.report.sections.view import RunView
 from verl_gsd.report.steps import step_table
 
 STEPS, GROUPS, SIZE = 60, 24, 8
@@ -52,8 +58,18 @@ def contradict(figures):
     figures["contradicted"] = np.linspace(0, 5, STEPS)
 
 
-def written_run(folder, change=None, seed=0):
-    """A run of a policy that does not change, with the noise that sampling and updates have."""
+#: Kind of verifier -> reward of a wrong response, and whether verl gets an ``acc``. It takes a plain number for one.
+VERIFIERS = {"acc of 0 and 1": (0.0, True), "plain numbers of 1 and -1": (-1.0, True), "no acc": (0.0, False)}
+
+
+def written_run(folder, change=None, seed=0, verifier="acc of 0 and 1", filtered=False):
+    """A run of a policy that does not change, with the noise that sampling and updates have.
+
+    Args:
+        verifier: one of ``VERIFIERS``.
+        filtered: whether dynamic sampling evicts unanimous groups.
+    """
+    wrong, has_accuracy = VERIFIERS[verifier]
     rng = np.random.default_rng(seed)
     figures = {
         "solve_rate": np.full(STEPS, 0.5),
@@ -71,13 +87,18 @@ def written_run(folder, change=None, seed=0):
     for row in range(STEPS):
         left = []
         for index in range(GROUPS):
-            rewards = (rng.random(SIZE) < figures["solve_rate"][row]).astype(float)
+            rewards = np.where(rng.random(SIZE) < figures["solve_rate"][row], 1.0, wrong)
             values = {"judge_score": figures["judge_score"][row], "dagrpo_pairs": 12, "dagrpo_pairs_kept": 8}
             values["dagrpo_pairs_contradicted"] = int(rng.poisson(figures["contradicted"][row]))
             tokens = int(figures["tokens"][row] + rng.integers(-50, 50))
-            left.append((report_runs.group(rewards, tokens=tokens, index=index), "trained", values))
+            visit = report_runs.group(rewards, tokens=tokens, index=index)
+            visit = visit if has_accuracy else replace(visit, accuracies=np.full(SIZE, np.nan))
+            fate = "filtered" if filtered and rewards.min() == rewards.max() else "trained"
+            left.append((visit, fate, values))
         report_runs.records(folder, row + 1, *left)
         lines.append((row + 1, {name: values[row] for name, values in figures.items() if "/" in name}))
+        trained = [visit.rewards.mean() for visit, fate, _ in left if fate == "trained"]
+        lines[-1][1]["critic/score/mean"] = float(np.mean(trained))
     report_runs.metrics(folder, lines)
     report_runs.config(folder, data__shuffle=True)
     return folder
@@ -107,9 +128,39 @@ def test_a_run_with_a_sign_of_trouble_has_its_finding_with_a_remedy(tmp_path, ch
     assert "nan" not in by_title[title].text
 
 
+@pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_run_has_none_of_the_signs(tmp_path, seed):
-    assert [finding.title for finding in findings_of(written_run(tmp_path / "run", seed=seed))] == []
+def test_a_healthy_run_has_none_of_the_signs(tmp_path, seed, verifier):
+    run = written_run(tmp_path / "run", seed=seed, verifier=verifier)
+    assert [finding.title for finding in findings_of(run)] == []
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_a_verifier_that_breaks_is_found_whatever_it_returns(tmp_path, verifier):
+    found = findings_of(written_run(tmp_path / "run", shift_verdicts, verifier=verifier))
+    (finding,) = [finding for finding in found if finding.title == SHIFT]
+    assert ("mean reward" in finding.text) == (verifier != "acc of 0 and 1")
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("grows", [True, False])
+def test_dynamic_sampling_does_not_hide_that_the_reward_grows(tmp_path, verifier, grows):
+    """It keeps the reward of the batches constant."""
+
+    def change(figures):
+        oscillate(figures)
+        if grows:
+            figures["solve_rate"] = np.linspace(0.2, 0.8, STEPS)
+
+    found = findings_of(written_run(tmp_path / "run", change, verifier=verifier, filtered=True))
+    assert [finding.title for finding in found] == ([] if grows else [OSCILLATES])
+
+
+def test_a_page_says_what_it_did_not_check_without_accuracies(tmp_path):
+    for verifier in VERIFIERS:
+        (run,) = read_runs([written_run(tmp_path / verifier, verifier=verifier)])
+        texts = " ".join(findings_section({"run": RunView.of(run)}).text)
+        assert ("There is no accuracy" in texts and "Return acc" in texts) == (verifier != "acc of 0 and 1")
 
 
 def test_a_gradient_that_is_not_finite_is_counted(tmp_path):
@@ -120,3 +171,18 @@ def test_a_gradient_that_is_not_finite_is_counted(tmp_path):
 
     (finding,) = findings_of(written_run(tmp_path / "run", lose_gradients))
     assert finding.title == SPIKES and "not finite at 2 steps" in finding.text
+
+
+def test_a_held_out_reward_is_drawn_and_named_where_there_is_no_accuracy(tmp_path):
+    run = written_run(tmp_path / "run", verifier="no acc")
+    held_out = [(step, {"validation": 1, "val-core/math/reward/mean@1": 0.01 * step}) for step in range(0, STEPS, 5)]
+    (run / "metrics" / "attempt_2.jsonl").write_text(
+        "".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in held_out)
+    )
+    (of_run,) = read_runs([run])
+    views = {"run": RunView.of(of_run)}
+    section = accuracy(views)
+    assert [panel.title for panel in section.panels] == ["Held out: math", "Rollouts"]
+    assert "no accuracies, because the verifier returned no acc" in " ".join(section.text)
+    (row,) = runs_section(views).table.rows
+    assert row[-1] == "reward 0.000\u00a0to\u00a00.550"

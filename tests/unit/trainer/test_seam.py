@@ -16,7 +16,7 @@ from verl_gsd.algorithms.dagrpo.pools import build_pool
 from verl_gsd.algorithms.gvpo.extension import Gvpo
 from verl_gsd.answer_counts import unpack_answers
 from verl_gsd.dial import dial_advantage
-from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, Update
+from verl_gsd.extension import ROLLOUTS, Extension, ExtensionError, UnplacedRows, Update
 from verl_gsd.groups import Group
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
@@ -110,6 +110,35 @@ def test_records_show_the_state_before_the_step_and_a_step_is_counted_once():
         assert [seam.record(group) for group, _ in seam.left] == [{"a_counted": 2.0 * step}] * 2
         assert seam.end_step() == {"a/counted": 2.0 * step + 2}
         assert seam.left == [] and seam.stage_inputs(batch)["a"] == [None, None, None]
+
+
+class Placing(Extension):
+    """Requests one rollout less for each visit, and keeps what it is asked to place."""
+
+    def before_rollout(self, visits):
+        visits.request(visits.rollouts - 1)
+
+    def place(self, rows):
+        self.sessions = rows.sessions
+        return [], {}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_placement_knows_how_many_sessions_each_group_has_if_none_failed(restart):
+    seam, columns = seam_of(placing=Placing({})), {ROLLOUTS: np.array([3, 9])}
+    columns |= seam.before_rollout(PROMPTS, columns)
+    if restart:
+        seam = seam_of(placing=Placing({}))
+        seam.restore_in_flight(PROMPTS, columns)
+    seam.on_group_left(replace(group_of("u0", [0, 1, 1]), earlier=1), "trained")
+    seam.on_group_left(group_of("u1", [0, 0], 1), "surplus")
+    seam.place(UnplacedRows(["u0_0_0"], [5], [5.0], prompts=1, padding_tokens=1, workers=1))
+    assert seam.extensions["placing"].sessions == {"u0": 3}, "two of its own and one of an earlier visit"
+    seam.end_step()
+    seam.before_rollout({"u0": ("maths", 0)}, {})
+    seam.on_group_left(group_of("u0", [0, 1, 1]), "trained")
+    seam.place(UnplacedRows(["u0_0_0"], [5], [5.0], prompts=1, padding_tokens=1, workers=1))
+    assert seam.extensions["placing"].sessions == {"u0": 3}, "one less than the group size"
 
 
 def test_a_hook_that_raises_is_named():
@@ -320,6 +349,32 @@ class CountingRows(DictRows):
     def read(self, keys, columns=None):
         self.reads.append((list(keys), columns))
         return super().read(keys, columns)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_response_that_a_demonstration_replaced_still_counts_in_every_figure_of_its_group(services, reports):
+    of = services("algo=dagrpo_anchors", "algorithm.gsd.dagrpo.demonstrations.source=self")
+    tokens = [*of.tokenizer.encode("5", add_special_tokens=False), of.tokenizer.eos_token_id]
+    of.prompts.responses.store(
+        ("maths", 7), [Response(np.array(tokens, np.int32), np.ones(2, bool), 1.0, 1, {"acc": 1.0})], keep=1
+    )
+    of.step = 2
+    shown = DemonstrationExtension(of.config.algorithm.gsd.dagrpo.demonstrations, of)
+    seam = Seam({"dagrpo.demonstrations": shown}, of.prompts, of.rows, group_size=4)
+    seam.before_rollout({"u0": ("maths", 7)}, {})
+    for session in range(4):
+        put_session(of.rows, "u0", session, [3, session], 0.0)
+        report = {"unverified": 1.0, "doubtful": session % 2, "answer": str(session)} if reports else {}
+        info = {"reward_extra_info": {"acc": 0.0} | report}
+        of.rows.put({f"u0_{session}_0": {"extra_fields": info}})
+    seam.add_rows(["u0"])
+    ((before,), _, _) = read_groups(["u0"], of.rows, lambda uid: ("maths", 7))
+    seam.on_groups_complete([before])
+    assert DEMONSTRATED_BY in of.rows.tags["u0_3_0"]
+    ((after,), _, _) = read_groups(["u0"], of.rows, lambda uid: ("maths", 7))
+    names = ("unverified", "doubtful", "distinct_answers", "answers")
+    assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
+    assert (after.unverified, after.doubtful, after.distinct_answers) == ((4, 2, 4) if reports else (None, None, None))
 
 
 def test_of_the_policys_own_responses_only_those_to_store_are_read_with_their_tokens(services):

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from verl_gsd.algorithms.dagrpo import report
 from verl_gsd.algorithms.dagrpo.conflicts import DEMONSTRATION_CONFLICTS, JUDGE_CONFLICTS
-from verl_gsd.extension import Declaration, register
+from verl_gsd.extension import Declaration, Remedy, register
 from verl_gsd.lazy_names import lazy_names
 
 if TYPE_CHECKING:
@@ -88,7 +88,13 @@ register(
         order=32,
         findings="verl_gsd.algorithms.dagrpo.findings:DEMONSTRATION_FINDERS",
         remedies={
-            "all_wrong": "algo=dagrpo_anchors  # a verified demonstration for groups in which all responses failed"
+            "all_wrong": Remedy(
+                "algo=dagrpo_anchors  # a verified demonstration for groups in which all responses failed",
+                column="demonstration",
+                otherwise="algo=dagrpo_anchors algorithm.gsd.dagrpo.demonstrations.source=self  # an earlier success "
+                "of the policy for groups in which all responses failed. If the data has solutions, name their column "
+                "in algorithm.gsd.dagrpo.demonstrations.column instead",
+            )
         },
         report_order=60,
         reads_accuracy=True,

@@ -31,7 +31,9 @@ from verl_gsd.trainer.rows import (
     DEMONSTRATED_IN,
     DEMONSTRATION,
     REPLACED,
+    REPLACED_REPORT,
     is_own,
+    reported,
     row_of,
     session_number,
     session_of,
@@ -181,6 +183,7 @@ class DemonstrationExtension(Extension):
         rows: dict[str, dict[str, Any]] = {}
         tags: dict[str, dict[str, Any]] = {}
         replaced_rows: list[str] = []
+        replaced_keys: dict[str, str] = {}  # key of a demonstration -> key of the response that it replaces
         present = self._rows.tags
         for group, template_key, template in zip(groups, templates, self._rows.read(templates), strict=True):
             has_free_sessions = bool(self._left_out.get(group.uid))
@@ -196,9 +199,14 @@ class DemonstrationExtension(Extension):
                     columns = (group.rewards, group.accuracies, group.tokens)
                     tag[REPLACED] = [float(column[replaced]) for column in columns]
                     replaced_rows += [key for key in present if session_of(key) == session_of(replaced_key)]
+                    replaced_keys[f"{group.uid}_{session}_0"] = replaced_key
                 key = f"{group.uid}_{session}_0"
                 rows[key], tags[key] = _masked(template, response, session), tag
             self._counts[group.uid] = len(chosen[group.uid])
+        if replaced_keys:
+            read = self._rows.read(list(replaced_keys.values()), ["extra_fields"])
+            for key, row in zip(replaced_keys, read, strict=True):
+                tags[key][REPLACED_REPORT] = reported(row["extra_fields"].get("reward_extra_info") or {})
         self._rows.drop([key for key in replaced_rows if key not in rows])
         self._rows.put(rows, tags)
 

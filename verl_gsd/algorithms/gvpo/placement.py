@@ -143,7 +143,9 @@ class Placement:
         return places, {
             "gvpo/route_whole": float(self._route == "whole"),
             "gvpo/padding_rows": float(places.count(PADDING)),
-            "gvpo/missing_sessions": float(sum(max(0, sizes.group - count) for count in sessions.values())),
+            "gvpo/missing_sessions": float(
+                sum(max(0, rows.sessions.get(uid, sizes.group) - count) for uid, count in sessions.items())
+            ),
             "gvpo/missing_updates": float(sizes.epochs * (expected - self.mini_batches)),
         }
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.groups import Group
+from verl_gsd.records import is_graded
 
 BINS = ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0))
 
@@ -69,11 +70,20 @@ def baseline_bias(p: float, group_size: int) -> float:
     return float("nan") if mixed <= 0 else (p - p**group_size) / mixed - p
 
 
-def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> list[BiasBin]:
+def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> tuple[list[BiasBin], int]:
     """The bias of the baseline in a run's records, by solve rate, and HA-DW's factors under these settings.
 
     The anchor is recomputed from the recorded counts, as it would have evolved in a run with HA-DW.
+
+    Lemma 2 is about right and wrong responses. With partial credit, a group is almost always mixed, and the bias is
+    near 0 whatever the solve rate. Prompts with an accuracy between 0 and 1 are therefore in no bin.
+
+    Returns:
+        The bins, and the number of mixed groups that are in none because of partial credit.
     """
+    graded = is_graded(records)
+    prompts = list(zip(records["data_source"].to_pylist(), records["index"].to_pylist(), strict=True))
+    graded_prompts = {prompt for prompt, has_credit in zip(prompts, graded, strict=True) if has_credit}
     by_step: dict[int, list[dict]] = defaultdict(list)
     pooled: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0, 0])
     for row in records.to_pylist():
@@ -82,11 +92,16 @@ def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> 
             counts = pooled[row["data_source"], row["index"]]
             pooled[row["data_source"], row["index"]] = np.add(counts, (row["correct"], row["total"], 1)).tolist()
     figures_by_bin: list[list[tuple[float | None, ...]]] = [[] for _ in BINS]
+    left_out = 0
     hadw = Hadw(settings)
     for _, rows in sorted(by_step.items()):
         groups = [_as_group(row, number) for number, row in enumerate(rows)]
         for row, group in zip(rows, groups, strict=True):
-            if row["kind"] == "mixed" and 0 < row["correct"] < row["total"]:
+            if row["kind"] != "mixed" or not 0 < row["correct"] < row["total"]:
+                continue
+            if (row["data_source"], row["index"]) in graded_prompts:
+                left_out += 1
+            else:
                 correct, total, visits = pooled[row["data_source"], row["index"]]
                 rate, columns = correct / total, hadw.record(group)
                 factors = [columns.get(name, np.nan) for name in ("hadw_factor_right", "hadw_factor_wrong")]
@@ -94,7 +109,7 @@ def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> 
                 figures_by_bin[bin_number].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
         hadw.end_step(groups)
     filled = [(ends, np.array(figures, float)) for ends, figures in zip(BINS, figures_by_bin, strict=True) if figures]
-    return [_bin(low, high, figures) for (low, high), figures in filled]
+    return [_bin(low, high, figures) for (low, high), figures in filled], left_out
 
 
 def _bin(low: float, high: float, figures: np.ndarray) -> BiasBin:

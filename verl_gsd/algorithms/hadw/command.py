@@ -45,7 +45,7 @@ def audit_bias(
         anchor = float(preset) if preset and preset.replace(".", "", 1).isdigit() else preset
         options = {"preset": anchor, "lambda_scale": lambda_scale}
         settings = HadwSettings.of({key: value for key, value in options.items() if value is not None})
-        bins = bias_by_rate(records, settings)
+        bins, graded = bias_by_rate(records, settings)
     except (FileNotFoundError, ValueError) as error:
         fail(str(error))
     table = Table(
@@ -60,5 +60,10 @@ def audit_bias(
             *(f"{entry.bias:+.3f}", f"{entry.factor_right:.2f}", f"{entry.factor_wrong:.2f}"),
         )
     out.print(table)
+    if graded:
+        out.print(
+            f"- {graded} mixed groups are not in the table, because their prompts have accuracies between 0 and 1 "
+            "(partial credit). Lemma 2 is about right and wrong responses."
+        )
     for caveat in CAVEATS:
         out.print(f"- {caveat}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,9 @@ class Hadw(Extension):
         self._step_bank = self.bank  # the anchors that weigh the current step
         self._accuracy_sums: dict[str, float] = {}  # uid -> sum of accuracies, for groups of the current step
         self._metrics: dict[str, float] = {}
+        self._responses: Counter[str] = Counter()  # by data source, while one range is for all of them
+        self._sources_outside: set[str] = set()
+        self._has_warned_of_range = False
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         """Check the accuracies of the first groups at once, and not only when a batch is full.
@@ -66,13 +70,41 @@ class Hadw(Extension):
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
         """Rescale the group's accuracies to [0, 1] if ``accuracy_range`` is set."""
+        self._check_common_range(group)
         return self._rescaled(group)
 
     def _rescaled(self, group: Group) -> Group:
-        if self.settings.accuracy_range is None:
+        ends = self.settings.range_of(group.data_source)
+        if ends is None:
             return group
-        low, high = self.settings.accuracy_range
+        low, high = ends
         return replace(group, accuracies=(group.accuracies - low) / (high - low))
+
+    def _check_common_range(self, group: Group) -> None:
+        """Warn if one range rescales the accuracies of a data source that seem to be in [0, 1] already.
+
+        A wrong response of this source, with ``acc`` 0, would count as half right in the range [-1, 1].
+        """
+        if self.settings.accuracy_range is None or isinstance(self.settings.accuracy_range, Mapping):
+            return
+        source, values = group.data_source, group.accuracies
+        self._responses[source] += len(values)
+        self._sources_outside |= {source} if ((values < 0) | (values > 1)).any() else set()
+        if not self._sources_outside or self._has_warned_of_range:
+            return
+        least = self.settings.n_min
+        inside = [of for of, count in self._responses.items() if count >= least and of not in self._sources_outside]
+        if inside:
+            self._has_warned_of_range = True
+            ends = "[{:g},{:g}]".format(*self.settings.accuracy_range)
+            outside = sorted(self._sources_outside)[0]
+            logger.warning(
+                "algorithm.gsd.hadw.accuracy_range=%s is applied to data_source=%s, too, but none of its first %d "
+                "responses has an acc outside [0, 1], as responses of %s have. If its accuracies are in [0, 1], "
+                "rescaling makes wrong responses partly right. Set a range per data source, for example "
+                "algorithm.gsd.hadw.accuracy_range={%s:%s}.",
+                *(ends, inside[0], self._responses[inside[0]], outside, outside, ends),
+            )
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
         """Per row, (N,) each: ``accuracy`` of its group, and the ``anchor`` to compare it with.
@@ -169,8 +201,12 @@ class Hadw(Extension):
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that saved anchors depend on, as plain JSON."""
-        ends = self.settings.accuracy_range
-        return {"preset": self.settings.preset, "n_min": self.settings.n_min, "accuracy_range": ends and list(ends)}
+        ranges = self.settings.accuracy_range
+        if isinstance(ranges, Mapping):
+            plain: Any = {source: list(ends) for source, ends in ranges.items()}
+        else:
+            plain = None if ranges is None else list(ranges)
+        return {"preset": self.settings.preset, "n_min": self.settings.n_min, "accuracy_range": plain}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -219,12 +255,15 @@ class Hadw(Extension):
     def _check_accuracies(self, group: Group) -> None:
         for accuracy in group.accuracies.tolist():
             if not 0 <= accuracy <= 1:
-                rescaled = " after rescaling by accuracy_range" if self.settings.accuracy_range else ""
+                has_range = self.settings.range_of(group.data_source) is not None
+                rescaled = " after rescaling by accuracy_range" if has_range else ""
                 where = f"data_source={group.data_source}, index={group.index}"
                 raise ValueError(
                     f"algorithm.gsd.hadw needs acc, the verifier's verdict in [0, 1]. A response to {where} "
                     f"has acc={accuracy}{rescaled}, which is outside [0, 1]. Return acc from the reward function. "
-                    "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high]."
+                    "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high], or "
+                    f"algorithm.gsd.hadw.accuracy_range={{{group.data_source}:[low,high]}} if other data sources have "
+                    "accuracies in [0, 1]."
                 )
 
 

@@ -106,7 +106,7 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
         metrics = read_lines(run)
         for held_out in summarise(metrics, {}).held_out:
             ends.setdefault(held_out.source, []).append((held_out.accuracies[0], held_out.accuracies[-1]))
-            outside |= {held_out.source} if held_out.is_outside else set()
+            outside |= {held_out.source} if held_out.not_accuracy else set()
         if exact := [Accuracy(step, data[EXACT], None) for step, data in metrics if EXACT in data]:
             ends.setdefault("exact", []).append((exact[0], exact[-1]))
     return {
@@ -121,7 +121,7 @@ def mean_accuracies(runs: Sequence[RunDirectory]) -> dict[str, tuple[Estimate, E
 def _over_seeds(accuracies: Sequence[Accuracy], *, is_outside: bool) -> Estimate:
     """The mean of one validation per seed. The number of responses counts if it is known of all of them.
 
-    Values of a verifier that returns numbers outside [0, 1] have the interval of any other mean, ``student_mean``.
+    Values that are no accuracies have the interval of any other mean, ``student_mean``.
     """
     if is_outside:
         return student_mean(np.array([accuracy.value for accuracy in accuracies]))

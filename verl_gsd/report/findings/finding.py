@@ -136,6 +136,22 @@ def count_values(table: Columns, name: str) -> int:
     return len(known_values(table, name))
 
 
+def is_rated(table: Columns) -> bool:
+    """Whether no rollout of the run is known to lack an accuracy in [0, 1]."""
+    return not np.nansum(column(table, "unrated"))
+
+
+def on_reward_scale(table: Columns, threshold: float) -> float:
+    """A threshold for accuracies, in the units of the run's rewards; NaN if their spread is not known.
+
+    Right and wrong responses in equal numbers have a standard deviation of 0.5. For rewards of 0 and 1, the threshold
+    therefore stays what it is, and for rewards of -1 and 1 it is twice as large. Almost the largest spread of all steps
+    is decisive: it is small as long as a policy solves almost nothing.
+    """
+    spread = known_values(table, "reward_spread")
+    return threshold * float(np.quantile(spread, 0.9)) / 0.5 if len(spread) else float("nan")
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.095 or share == 0 else f"{100 * share:.1f}%"
 

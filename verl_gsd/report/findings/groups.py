@@ -54,7 +54,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
     if not is_filtered:
-        metric = "score" if _has_partial_credit(table, config) else "acc"
+        metric = _filter_metric(table, config)
         overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
     overrides += _larger_groups(table, config, "larger groups are less often silent")
     overrides += remedies("all_wrong", config) if wrong >= right else []
@@ -71,6 +71,17 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         f"The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
+
+
+def _filter_metric(table: Columns, config: Mapping[str, Any]) -> str:
+    """The value by which dynamic sampling finds silent groups. verl fails at a response that lacks it.
+
+    The reward exists for every response. It has DAPO's overlong penalty, which makes the rewards of settled groups
+    differ. A function that returns a dict returns ``score``, without that penalty. A plain number is stored as ``acc``.
+    """
+    if np.nansum(column(table, "without_acc")):
+        return "score" if config.get(OVERLONG) is True else "reward"
+    return "score" if _has_partial_credit(table, config) else "acc"
 
 
 def _larger_groups(table: Columns, config: Mapping[str, Any], why: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from verl_gsd.report.findings.finding import (
     known_values,
     largest_mean,
     numeric_value,
+    on_reward_scale,
     percent,
     recent_mean,
     scaled,
@@ -26,7 +27,7 @@ from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
 from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
-from verl_gsd.rundir import HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
 _UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
@@ -36,6 +37,9 @@ _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
 #: verl's average over the tokens of each response.
 _PER_RESPONSE = "seq-mean-token-mean"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
+_TRAIN_BATCH, _MINI_BATCH = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+_EPOCHS = "actor_rollout_ref.actor.ppo_epochs"
+_BYPASS = "algorithm.rollout_correction.bypass_mode"
 
 
 def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -57,9 +61,24 @@ def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 def _higher_clipping(config: Mapping[str, Any]) -> tuple[str, ...]:
     """DAPO's upper clipping bound, if the run's is lower. Other losses have no such bound, or another scale of it."""
     bound = numeric_value(config, _UPPER_CLIPPING)
-    if config.get(_LOSS, "vanilla") != "vanilla" or (bound is not None and bound >= 0.28):
+    if config.get(_LOSS, "vanilla") != "vanilla" or (bound is not None and bound >= 0.28) or _never_clips(config):
         return ()
     return (f"{_UPPER_CLIPPING}=0.28  # DAPO's value: unlikely tokens can become likelier",)
+
+
+def _never_clips(config: Mapping[str, Any]) -> bool:
+    """Whether each step has one update, whose policy ratio is exactly 1.
+
+    verl computes the old log-probabilities with the policy that it then updates, unless it takes those of the inference
+    engine.
+    """
+    names = (_TRAIN_BATCH, _MINI_BATCH, _EPOCHS)
+    batch, mini_batch, epochs = (numeric_value(config, name) for name in names)
+    if batch is None or mini_batch is None or epochs is None or config.get(_BYPASS) is True:
+        return False
+    mode = str(config.get("trainer.v1.trainer_mode")).removeprefix("gsd_")
+    has_parts = (numeric_value(config, f"trainer.v1.{mode}.parameter_sync_step") or 1) > 1  # several updates per step
+    return epochs == 1 and mini_batch >= batch and not has_parts
 
 
 def _higher_entropy_bonus(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -109,25 +128,28 @@ def cut(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Held-out accuracy is lower than it was, by more than chance explains.
+    """Held-out accuracy is lower than it was, by more than chance explains. Without accuracies, it is the mean reward.
 
     All validations have the same n prompts. With m responses per prompt, the variance of an accuracy is
-    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p. If a verifier returns
-    values outside [0, 1], the means are no accuracies, and their variance is that between validations.
+    sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p. Means of rewards, and
+    of values outside [0, 1], are no accuracies, and their variance is that between validations. Their fall is compared
+    with the spread of the rewards in training. If that is not known, it must only exceed chance.
     """
     for name in held_out(table):
         known = ~np.isnan(table[name])
         responses = _held_out_responses(table, name)
+        figure = figure_of(table, name)
+        least = THRESHOLDS.accuracy if figure == "accuracy" else on_reward_scale(table, THRESHOLDS.accuracy)
         fall = lasting_fall(
             table["step"][known],
             table[name][known],
-            THRESHOLDS.accuracy,
+            0.0 if np.isnan(least) else least,
             None if responses is None else partial(_accuracy_error, responses=responses),
         )
         if fall is not None:
             of_window = "" if fall.size == 1 else f" (means of {fall.size} validations)"
             yield Finding(
-                f"Held-out {'acc' if is_outside(table, source_of(name)) else 'accuracy'} fell: {source_of(name)}",
+                f"Held-out {figure} fell: {source_of(name)}",
                 f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
                 (
                     *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
@@ -141,7 +163,7 @@ def _held_out_responses(table: Columns, name: str) -> float | None:
 
     None if it is not known, as in runs of older versions, or if the mean is no accuracy.
     """
-    if is_outside(table, source_of(name)):
+    if figure_of(table, name) != "accuracy":
         return None
     prompts = known_values(table, f"{HELD_OUT_PROMPTS}{source_of(name)}")
     per_prompt = name.rsplit("@", 1)[1]
@@ -155,23 +177,35 @@ def _accuracy_error(level: float, responses: float) -> float:
 
 
 def held_out(table: Columns) -> list[str]:
-    """Names of the columns with held-out accuracies."""
-    return [name for name in table if name.startswith("val-core/") and "/acc/mean@" in name]
+    """Names of the columns with held-out accuracies, or with mean rewards where the verifier returns no ``acc``."""
+    return [name for name in table if HELD_OUT.fullmatch(name)]
 
 
-def is_outside(table: Columns, source: str) -> bool:
-    """Whether a held-out response of ``source`` has an ``acc`` outside [0, 1]. Means of ``acc`` are no accuracies then.
+def figure_of(table: Columns, name: str) -> str:
+    """What the column ``name`` of ``held_out`` is the mean of: ``accuracy``, ``acc`` or ``reward``.
 
-    Runs of older versions do not count them. There, only a mean outside [0, 1] tells.
+    It is ``acc`` if a held-out response of the data source has an ``acc`` outside [0, 1]. Runs of older versions do not
+    count such responses. There, only a mean outside [0, 1] tells.
     """
-    means = [known_values(table, name) for name in held_out(table) if source_of(name) == source]
-    is_counted = bool((known_values(table, f"{HELD_OUT_OUTSIDE}{source}") > 0).any())
-    return is_counted or any(bool(((values < 0) | (values > 1)).any()) for values in means)
+    matched = HELD_OUT.fullmatch(name)
+    assert matched is not None, name
+    if matched["figure"] == "reward":
+        return "reward"
+    means = [
+        known_values(table, other)
+        for other in table
+        if (of := HELD_OUT.fullmatch(other)) and of["source"] == matched["source"] and of["figure"] == "acc"
+    ]
+    is_counted = bool((known_values(table, f"{HELD_OUT_OUTSIDE}{matched['source']}") > 0).any())
+    is_outside = is_counted or any(bool(((values < 0) | (values > 1)).any()) for values in means)
+    return "acc" if is_outside else "accuracy"
 
 
 def source_of(name: str) -> str:
-    """The data source of a column with held-out accuracies."""
-    return name.removeprefix("val-core/").rsplit("/acc/", 1)[0]
+    """The data source of a column of ``held_out``."""
+    matched = HELD_OUT.fullmatch(name)
+    assert matched is not None, name
+    return matched["source"]
 
 
 def length_column(table: Columns) -> str:

@@ -13,6 +13,8 @@ from verl_gsd.report.findings.finding import (
     Finding,
     assigned,
     initial_mean,
+    is_rated,
+    on_reward_scale,
     percent,
     recent_mean,
     scaled,
@@ -71,12 +73,17 @@ def slow(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The accuracy of the rollouts changed suddenly and stayed there. A policy changes over several steps."""
-    shift = sudden_shift(table, "accuracy", THRESHOLDS.shift)
+    """The accuracy of the rollouts changed suddenly and stayed there. A policy changes over several steps.
+
+    If some rollouts have no accuracy, their mean reward tells.
+    """
+    figure, shift = "accuracy", sudden_shift(table, "accuracy", THRESHOLDS.shift)
+    if shift is None and not is_rated(table):
+        figure, shift = "mean reward", sudden_shift(table, "reward", on_reward_scale(table, THRESHOLDS.shift))
     if shift is not None:
         yield Finding(
             "The verdicts of the verifier shift",
-            f"At step {shift.step}, the accuracy of the rollouts changed at once from {shift.before:.3f} to "
+            f"At step {shift.step}, the {figure} of the rollouts changed at once from {shift.before:.3f} to "
             f"{shift.after:.3f}. Possible causes: the verifier or its server changed, for example at a resume; the "
             "prompts from this step on are of another kind; or a single update damaged the policy.",
             (

@@ -12,6 +12,7 @@ from verl_gsd.report.findings.finding import THRESHOLDS, Finder, Finding, count_
 from verl_gsd.report.findings.trends import growth, spread
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
+from verl_gsd.rundir import GENERATED_REWARD
 
 _GRADIENT_NORM = "actor/grad_norm"
 _LOSS = "actor/pg_loss"
@@ -85,8 +86,9 @@ def oscillating_loss(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
     spread is a sign of trouble.
     """
     losses = known_values(table, _LOSS)
-    reward = reward_column(table)
-    if min(len(losses), count_values(table, reward)) < THRESHOLDS.oscillation_steps or growth(table, reward) > 0:
+    rewards = reward_columns(table)
+    known = min(len(losses), max(count_values(table, name) for name in rewards))
+    if known < THRESHOLDS.oscillation_steps or any(growth(table, name) > 0 for name in rewards):
         return
     third = len(losses) // 3
     first, last = spread(losses[:third]), spread(losses[-third:])
@@ -99,9 +101,13 @@ def oscillating_loss(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
         )
 
 
-def reward_column(table: Columns) -> str:
-    """Name of the column with the reward: the accuracy of all rollouts if it is known, else the score of the batch."""
-    return "accuracy" if count_values(table, "accuracy") else "critic/score/mean"
+def reward_columns(table: Columns) -> tuple[str, ...]:
+    """Names of the columns with the accuracy and the reward of all rollouts, as far as they are known.
+
+    If neither is known, it is the score of the batch. Dynamic sampling keeps that constant while the policy learns.
+    """
+    known = tuple(name for name in ("accuracy", "reward", GENERATED_REWARD) if count_values(table, name))
+    return known or ("critic/score/mean",)
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 
 from verl_gsd.charts import Notice, Section, Table
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
-from verl_gsd.report.findings.finding import percent
-from verl_gsd.report.findings.policy import held_out
+from verl_gsd.report.findings.finding import is_rated, percent
+from verl_gsd.report.findings.policy import figure_of, held_out
 from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
 from verl_gsd.rundir import EXACT
@@ -38,14 +38,36 @@ def findings_section(views: Views) -> Section:
     )
     no_findings = (
         "No problems were found. The report checks for silent or failed groups, wasted rollouts, failing or slow "
-        "rewards, a policy that collapses, falling accuracy, and the problems that the run's algorithms declare."
+        "rewards, a policy that collapses, falling held-out accuracy or reward, and the problems that the run's "
+        "algorithms declare."
     )
     texts = [text if notices else no_findings, *_not_checked(views)]
     return Section("words", "Findings", texts, notices=notices)
 
 
 def _not_checked(views: Views) -> list[str]:
-    """A sentence for the checks for which a run is too short, naming the runs."""
+    """Sentences for the checks that need more steps or accuracies than a run has, naming the runs."""
+    return [*_unrated(views), *_too_short(views)]
+
+
+def _unrated(views: Views) -> list[str]:
+    unrated = [name for name, view in views.items() if not is_rated(view.table)]
+    if not unrated:
+        return []
+    runs = ", ".join(
+        f"{percent(float(np.nanmean(views[name].table['unrated'])))} of the rollouts of "
+        f"{name if len(views) > 1 else 'this run'}"
+        for name in unrated
+    )
+    return [
+        f"There is no accuracy, a number in [0, 1], of {runs}. The report looked at their mean reward instead. It did "
+        "not check whether more of their groups are silent than earlier visits predict, and has no pass@k and no "
+        'difficulty of them. Return acc from the reward function, for example {"score": -1.0, "acc": 0.0} for a wrong '
+        "response."
+    ]
+
+
+def _too_short(views: Views) -> list[str]:
     short = {name: int((view.table["step"] > 0).sum()) for name, view in views.items()}
     short = {name: steps for name, steps in short.items() if steps < THRESHOLDS.oscillation_steps}
     if not short:
@@ -56,7 +78,7 @@ def _not_checked(views: Views) -> list[str]:
     return [
         f"Checks for changes compare early with recent steps. They need {THRESHOLDS.trend} to "
         f"{THRESHOLDS.oscillation_steps} steps, and {steps}. Held-out accuracy is compared from the fourth validation "
-        "on. What a check needs more steps for, it did not look for."
+        "on, and a held-out reward from the twelfth. What a check needs more steps for, it did not look for."
     ]
 
 
@@ -71,7 +93,11 @@ def _row(name: str, view: RunView) -> list[str]:
     counts = [float(np.nansum(column(table, unit))) for unit in ("groups", "rollouts", "tokens")]
     silent = column(table, "silent")
     accuracy = column(table, "accuracy")
-    validations = [_first_to_last(table[name_of_accuracy]) for name_of_accuracy in held_out(table)]
+    validations = []
+    for name_of_figure in held_out(table):
+        figure = figure_of(table, name_of_figure)
+        prefix = "" if figure == "accuracy" else f"{figure} "
+        validations.append(prefix + _first_to_last(table[name_of_figure]))
     if EXACT in table:
         validations.append(f"exact {_first_to_last(table[EXACT])}")
     return [

@@ -70,7 +70,7 @@ def check_references(function: Callable[..., Any], kwargs: Mapping[str, Any], ro
 
         async def score_of_response(number: int, row: dict, response: str) -> float:
             score, values = await _score(function, kwargs, row, response)
-            returned.append((number, values))
+            returned.append((number, str(row["data_source"]), values))
             return score
 
         for number, row in enumerate(rows):

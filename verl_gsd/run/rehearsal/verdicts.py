@@ -12,8 +12,8 @@ from verl_gsd import extension
 from verl_gsd.dynamic_sampling import filter_metric
 from verl_gsd.scalars import without_rounding
 
-#: Row of the data, and what the reward function returned for a response to it, by name.
-Returned = tuple[int, Mapping[str, Any]]
+#: Row of the data, its data source, and what the reward function returned for a response to it, by name.
+Returned = tuple[int, str, Mapping[str, Any]]
 
 _FUNCTION = "reward.custom_reward_function"
 
@@ -34,7 +34,7 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
         returned: for right and wrong answers.
     """
     metric = filter_metric(config)
-    if metric not in (None, "reward") and (lacking := [row for row, values in returned if metric not in values]):
+    if metric not in (None, "reward") and (lacking := [row for row, _, values in returned if metric not in values]):
         yield (
             f"algorithm.filter_groups.metric={metric}: {_FUNCTION} returns no {metric} for row {lacking[0]} of the "
             f"data. Return {metric} beside score, or set algorithm.filter_groups.metric=reward."
@@ -43,8 +43,8 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
     for declaration in extension.active(gsd):
         if not declaration.reads_accuracy:
             continue
-        low, high = _accuracy_range(config, declaration.name) or (0, 1)
-        for row, values in returned:
+        for row, source, values in returned:
+            low, high = _accuracy_range(config, declaration.name, source) or (0, 1)
             accuracy = values.get("acc")
             if not low <= without_rounding(_number(accuracy)) <= high:
                 given = "no acc" if "acc" not in values else f"acc={str(accuracy)[:40]}"
@@ -67,9 +67,9 @@ def accuracy_warning(config: DictConfig, returned: Sequence[Returned]) -> str | 
         returned: for right and wrong answers.
     """
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
-    ranges = (_accuracy_range(config, declaration.name) for declaration in extension.active(gsd))
-    low, high = next(filter(None, ranges), (0, 1))
-    for row, values in returned:
+    for row, source, values in returned:
+        ranges = (_accuracy_range(config, declaration.name, source) for declaration in extension.active(gsd))
+        low, high = next(filter(None, ranges), (0, 1))
         if not low <= without_rounding(_number(values.get("acc"))) <= high:
             given = f"acc={str(values['acc'])[:40]}" if "acc" in values else "no acc"
             return (
@@ -81,9 +81,10 @@ def accuracy_warning(config: DictConfig, returned: Sequence[Returned]) -> str | 
     return None
 
 
-def _accuracy_range(config: DictConfig, name: str) -> tuple[float, float] | None:
-    """The range that the section of an extension rescales to [0, 1]; None if it rescales none."""
-    return OmegaConf.select(config, f"algorithm.gsd.{name}.accuracy_range")
+def _accuracy_range(config: DictConfig, name: str, source: str) -> tuple[float, float] | None:
+    """The range of a data source that the section of an extension rescales to [0, 1]; None if it rescales none."""
+    ranges = OmegaConf.select(config, f"algorithm.gsd.{name}.accuracy_range")
+    return ranges.get(source) if OmegaConf.is_dict(ranges) else ranges
 
 
 def _number(value: Any) -> float:

@@ -113,6 +113,16 @@ def test_missing_sessions_are_filled_and_counted(update, grouping):
     assert metrics["gvpo/missing_sessions"] == metrics["gvpo/padding_rows"] == places.count(PADDING) == 3
 
 
+def test_no_session_is_missing_of_those_that_nobody_requested(update):
+    """The data can set the number of rollouts per prompt, and a history adds responses of earlier visits."""
+    sizes = [2, 6] * 4
+    of = [f"uid{group}_{session}_0" for group, size in enumerate(sizes) for session in range(size)]
+    sessions = {f"uid{group}": size for group, size in enumerate(sizes)}
+    for rows, missing in ((of, 0), (of[1:], 1)):
+        _, metrics = update().place(UnplacedRows(rows, [10] * len(rows), [10] * len(rows), 8, 12, 1, sessions))
+        assert metrics["gvpo/missing_sessions"] == missing
+
+
 @pytest.mark.parametrize("grouping", ["whole", "prepass"])
 def test_columns_number_groups_and_responses_within_each_mini_batch(update, grouping):
     made = update(f"algorithm.gsd.gvpo.grouping={grouping}")

@@ -296,6 +296,31 @@ def test_an_accuracy_outside_the_range_is_rejected_at_the_first_complete_group()
         rescaling.on_groups_complete([outside])
 
 
+def test_a_range_per_data_source_leaves_the_accuracies_of_other_sources_as_they_are():
+    hadw = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create({"code": [-1, 1]})})
+    code = Group("code", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))
+    hadw.on_groups_complete([group(1), code])
+    left = [hadw.on_group_left(visit, "trained") for visit in (code, group(1), group(0))]
+    assert [visit.accuracies.mean() for visit in left] == [0.375, 0.125, 0]
+    assert hadw.fingerprint()["accuracy_range"] == {"code": [-1, 1]}
+    with pytest.raises(ValueError, match=r"acc=-1\.0, which.*accuracy_range=\{other:\[low,high\]\}"):
+        hadw.on_groups_complete([replace(code, data_source="other")])
+
+
+@pytest.mark.parametrize("accuracies", [(0, 1), (-1, 1)])
+@pytest.mark.parametrize("per_source", [False, True])
+def test_one_range_warns_of_a_data_source_whose_accuracies_are_in_0_and_1_already(caplog, accuracies, per_source):
+    ends = [-1.0, 1.0]
+    hadw = Hadw({"preset": "hard", "accuracy_range": {"code": ends, "maths": ends} if per_source else ends})
+    for index in range(20):
+        for source, values in (("code", (-1, 1)), ("maths", accuracies)):
+            visit = Group(f"{source}{index}", source, index, np.zeros(8), np.resize(values, 8), np.ones(8, np.int64))
+            hadw.on_group_left(visit, "trained")
+    warned = [message for message in caplog.messages if "accuracy_range" in message]
+    assert len(warned) == (accuracies == (0, 1) and not per_source)
+    assert all("data_source=maths" in message and "{code:[-1,1]}" in message for message in warned)
+
+
 def test_what_yaml_makes_of_off_is_off():
     assert HadwSettings.of({"preset": False}).preset == "off"
 
@@ -341,6 +366,7 @@ def test_the_papers_anchor_warns_when_it_is_frozen(caplog):
         ({"n_min": True}, r"n_min=true"),
         ({"accuracy_range": [1]}, r"accuracy_range=\[1\]"),
         ({"accuracy_range": 5}, r"accuracy_range=5"),
+        ({"accuracy_range": {"code": [1, 0]}}, r"accuracy_range=.*not a range.*DATA_SOURCE"),
         ({"accuracy_range": [-math.inf, 1]}, r"accuracy_range=\[-inf, 1\]"),
         ({"lamda": 1}, r"lamda: .*preset, lambda_scale"),
     ],
@@ -359,12 +385,13 @@ def test_bias_in_records_by_solve_rate():
         LeftGroup(group(0, index=3), "filtered"),
     ]
     tables = [step_records(left, step=step, attempt=1, alpha=1.0) for step in (1, 2)]
-    bins = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
+    bins, graded = bias_by_rate(pa.concat_tables(tables), HadwSettings(lambda_scale=1.5))
+    assert graded == 0
     assert [(entry.low, entry.groups, entry.visited_once, entry.rate) for entry in bins] == [
         (0.1, 2, 0.0, 0.125),
         (0.7, 2, 0.0, 0.875),
     ]
-    first = bias_by_rate(tables[0])
+    first, _ = bias_by_rate(tables[0])
     assert [entry.visited_once for entry in first] == [1.0, 1.0]
     assert all(math.isnan(entry.factor_right) and not math.isnan(entry.bias) for entry in first), "no anchor yet"
     anchor = 8 / 24
@@ -372,6 +399,16 @@ def test_bias_in_records_by_solve_rate():
         assert entry.bias == pytest.approx(expected_baseline(rate, 8) - rate)
         assert entry.factor_right == pytest.approx(1.5 * math.exp(anchor - rate))
         assert entry.factor_wrong == pytest.approx(1.5 * math.exp(rate - anchor))
+
+
+def test_prompts_with_partial_credit_have_no_bias_of_lemma_2():
+    """Each of their groups is mixed. With one visit of right and wrong responses, too, they are still graded."""
+    shaded = [replace(group(4, index=5), accuracies=rate + 0.01 * np.arange(8)) for rate in (0.1, 0.9)]
+    visits = [*shaded, group(4, index=5), group(1, index=1)]
+    table = step_records([LeftGroup(visit, "trained") for visit in visits], step=1, attempt=1, alpha=1.0)
+    (entry,), graded = bias_by_rate(table)
+    assert (entry.groups, graded) == (1, 3)
+    assert entry.bias == pytest.approx(expected_baseline(0.125, 8) - 0.125)
 
 
 def test_under_a_budget_every_prompt_counts_as_much():

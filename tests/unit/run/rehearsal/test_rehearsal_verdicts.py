@@ -11,6 +11,8 @@ ROWS = [{"data_source": "mine", "reward_model": {"ground_truth": "7"}, "extra_in
 SAMPLER, HADW = {"gsd": {"sampler": {}}}, {"gsd": {"hadw": {}}}
 DEMONSTRATIONS = {"gsd": {"dagrpo": {"demonstrations": {}}}}
 RESCALED = {"gsd": {"hadw": {"accuracy_range": [-1, 1]}}}
+RESCALED_SOURCE = {"gsd": {"hadw": {"accuracy_range": {"mine": [-1, 1]}}}}
+RESCALED_OTHER = {"gsd": {"hadw": {"accuracy_range": {"other": [-1, 1]}}}}
 FILTER = {"filter_groups": {"enable": True, "metric": "acc"}}
 
 
@@ -105,3 +107,11 @@ def test_a_function_whose_accuracies_the_run_will_lack_is_warned_of(answer, give
 
 def test_accuracies_in_a_range_that_a_section_rescales_are_not_warned_of():
     assert accuracy_warning(OmegaConf.create({"algorithm": RESCALED}), returned_by(signs)) is None
+
+
+def test_a_range_is_that_of_the_rows_data_source():
+    assert problems(RESCALED_SOURCE, signs) == []
+    assert accuracy_warning(OmegaConf.create({"algorithm": RESCALED_SOURCE}), returned_by(signs)) is None
+    (problem,) = problems(RESCALED_OTHER, signs)
+    assert "from 0 to 1" in problem
+    assert "from 0 to 1" in accuracy_warning(OmegaConf.create({"algorithm": RESCALED_OTHER}), returned_by(signs))
