@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
-from verl_gsd.regular_files import open_regular
+from verl_gsd.regular_files import lines_of, open_regular
 from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
@@ -63,8 +63,8 @@ def dump_rows(
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
-        with open_regular(file, within=within) as lines:
-            for number, line in enumerate(lines, start=1):
+        with open_regular(file, within=within) as content:
+            for number, line in enumerate(lines_of(content), start=1):
                 where = f"{file}, line {number} (the first is 1)"
                 try:
                     row = json.loads(line)
@@ -231,7 +231,7 @@ def _score(row: dict[str, Any]) -> float:
 def _is_dump(file: Path) -> bool:
     try:
         with open_regular(file) as lines:
-            row = json.loads(lines.readline())
+            row = json.loads(next(lines_of(lines), b""))
     except (OSError, ValueError, RecursionError):
         return False  # read_table then reports what is wrong with the file
     return isinstance(row, dict) and row.keys() >= _FIELDS

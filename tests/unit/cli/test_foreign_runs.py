@@ -123,6 +123,27 @@ def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(ru
         resumed(run)
 
 
+@pytest.mark.parametrize("question", ["resume", "distrust"])
+def test_a_folder_that_becomes_a_link_to_an_own_run_is_not_trusted(run, tmp_path, monkeypatch, question):
+    """Its owner could make it a link during the check. A signature is valid for the run's own folder only."""
+    gift = RunDirectory(tmp_path / "gift")
+    gift.path.mkdir()
+    shutil.copy(run.overrides, gift.overrides)
+
+    def stub_that_exchanges_the_folder(real=trust._read_key):
+        if not gift.path.is_symlink():
+            gift.path.rename(tmp_path / "before")
+            gift.path.symlink_to(run.path)
+        return real()
+
+    monkeypatch.setattr(trust, "_read_key", stub_that_exchanges_the_folder)
+    if question == "distrust":
+        assert "nothing shows that you started this run" in (trust.distrust(gift) or "")
+    else:
+        with pytest.raises(ConfigError, match="nothing shows that you started this run"):
+            trust.stored_words(gift, None, trusted=False)
+
+
 def test_a_run_of_another_home_directory_is_not_resumed_without_its_key(run, tmp_path, monkeypatch):
     shared = trust.key_file().parents[1]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config of the pod"))
