@@ -1,6 +1,5 @@
 """The folder of a rehearsal: nobody else can put another one in its place while the rehearsal runs."""
 
-import os
 import stat
 
 import pytest
@@ -32,7 +31,7 @@ def test_the_folder_is_made_before_anything_else_and_for_this_user_alone(rehears
 
     def rehearsal(folder):
         with pytest.raises(FileExistsError):
-            os.symlink(tmp_path, tmp_path / "shared/run-rehearsal")
+            (tmp_path / "shared/run-rehearsal").symlink_to(tmp_path)
         seen.append((folder, stat.S_IMODE(folder.stat().st_mode)))
 
     rehearsing(rehearsal)
