@@ -18,10 +18,11 @@ import aiohttp
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+from verl_gsd import listeners
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs import checked_connections
 from verl_gsd.jobs.submission import RUN_KEY
-from verl_gsd.run import listeners, own_cluster
+from verl_gsd.run import own_cluster
 
 #: Seconds to wait for the server's answer, or for the next part of it.
 TIMEOUT_S = 60.0

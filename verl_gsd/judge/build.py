@@ -81,6 +81,8 @@ def describe_model(settings: JudgeSettings) -> ServedModel:
     """
     import openai
 
+    from verl_gsd.judge.key_receiver import foreign_judge
+
     where = f"base_url={settings.base_url}"
     try:
         models = _list_models(settings)
@@ -89,6 +91,8 @@ def describe_model(settings: JudgeSettings) -> ServedModel:
             f"{where}: the server rejects the API key. Export a valid key as {settings.api_key_env}"
         ) from None
     except openai.OpenAIError as error:
+        if foreign := foreign_judge(error):
+            raise ValueError(f"{where}: {foreign}") from None
         if settings.model is not None and isinstance(error, openai.APIStatusError):
             return ServedModel(settings.model)  # the server answers, but does not list its models
         raise ValueError(
@@ -116,18 +120,18 @@ def _list_models(settings: JudgeSettings) -> list[ServedModel]:
     """
     import openai
 
+    from verl_gsd.judge.key_receiver import check_sync
     from verl_gsd.judge.openai_client import set_headers
 
     deadline = time.monotonic() + LISTING_S
     key = api_key(settings.api_key_env)
+    hooks = [lambda request: set_headers(request, key), lambda request: check_sync(request, key)]
     with openai.OpenAI(
         base_url=settings.base_url,
         api_key=key,
         timeout=LISTING_S,
         max_retries=0,
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False, event_hooks={"request": [lambda request: set_headers(request, key)]}
-        ),
+        http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": hooks}),
     ) as client:
         body = b""
         try:
