@@ -16,6 +16,7 @@ The rules, by the structure of the answers (``structure.py``):
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence as Items
@@ -272,35 +273,42 @@ def _same_parts(a: list[Node], b: list[Node]) -> bool:
     if len(a) != len(b):
         return False
     for part in a:
-        match = next((other for other in b if _equal(part, other)), None)
+        match = next((other for other in b if _same_elements(part, other)), None)
         if match is None:
             return False
         b.remove(match)
     return True
 
 
+def _same_elements(a: Node, b: Node) -> bool:
+    """Whether two parts of lists are equal. A set of one number is not that number here: {{1}} is not {1}."""
+    is_set_and_value = {type(a), type(b)} == {Unordered, Value}
+    return not is_set_and_value and _equal(a, b)
+
+
 def _unwrapped(node: Node, other: Node, *, is_answer: bool) -> Node:
     """A node without the name before its equals sign, if ``other`` has none, and with the last side of a chain."""
-    if isinstance(node, Unordered) and isinstance(node.parts[0], Relation) and isinstance(other, Unordered):
-        first, *rest = node.parts
-        named = (
-            isinstance(first, Relation)
-            and _value_of(first) is not None
-            and not any(isinstance(part, Relation) for part in rest)
-        )
-        if isinstance(first, Relation) and named and rest:  # n = 1, 2, 3
-            node = Unordered((Value(first.sides[-1]), *rest))
-        elif not any(isinstance(part, Relation) for part in other.parts):
-            values = [_value_of(part) for part in node.parts if isinstance(part, Relation)]
-            names = {_compact(part.sides[0]) for part in node.parts if isinstance(part, Relation)}
-            if len(values) == len(node.parts) and None not in values and len(names) == 1:
-                node = Unordered(tuple(value for value in values if value is not None))
-        return node
+    if isinstance(node, Unordered) and isinstance(other, Unordered):
+        name, other_name = _name_of_list(node), _name_of_list(other)
+        is_other_named = other_name is not None or any(isinstance(part, Relation) for part in other.parts)
+        if name is None or (is_other_named and name != other_name):
+            return node
+        values = [_value_of(part) or part for part in node.parts]
+        return dataclasses.replace(node, parts=tuple(values))
     if isinstance(node, Relation) and not isinstance(other, (Relation, Unordered)):
         return _value_of(node, is_answer=is_answer) or node
     if isinstance(node, Relation) and isinstance(other, Unordered) and not isinstance(other.parts[0], Relation):
         return _value_of(node, is_answer=is_answer) or node
     return node
+
+
+def _name_of_list(node: Unordered) -> str | None:
+    """The name that all parts of a list have, or only the first: ``n=1, n=2`` and ``n = 1, 2``; None for others."""
+    relations = [part for part in node.parts if isinstance(part, Relation)]
+    names = {_compact(relation.sides[0]) for relation in relations}
+    is_named = bool(relations) and all(_value_of(relation) is not None for relation in relations)
+    is_first = len(node.parts) > 1 and relations == [node.parts[0]]
+    return names.pop() if is_named and len(names) == 1 and (is_first or len(relations) == len(node.parts)) else None
 
 
 def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:

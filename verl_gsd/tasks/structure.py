@@ -29,9 +29,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Unordered:
-    """A list of answers or a finite set, in any order."""
+    """A list of answers or a finite set, in any order.
+
+    Attributes:
+        is_group: whether the parts stay together in a longer list: a set in braces, or one solution of a system.
+    """
 
     parts: tuple[Node, ...]
+    is_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Family:
 Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_ZEROS = re.compile(",0")
+_LETTER = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
 _OPENING = ("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil")
 _CLOSING = (")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil")
 _TOKEN = re.compile(
@@ -246,24 +253,71 @@ def _read_list(text: str, depth: int) -> Node:
         return Family(Value(rf"{congruence[3] or congruence[4]}k+({congruence[2]})"), "k", "Z")
     if _GROUPED.fullmatch(text):
         return Value(text.replace(",", ""))
-    pieces = [piece for piece in split_outside(text, {",", ";"}) if piece]
+    rows = [row for row in split_outside(text, {";"}) if row]
+    pieces = [piece for row in rows for piece in split_outside(row, {","}) if piece]
     if not pieces:
         raise NotUnderstoodError(text)
     if len(pieces) == 1:
         return _read_one(pieces[0], depth)
     if domain := _DOMAIN.fullmatch(pieces[-1]):
         return _family(_read_list(", ".join(pieces[:-1]), depth + 1), domain)
-    return _progression(pieces, depth) or Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
+    if progression := _progression(pieces, depth):
+        return progression
+    if 1 < len(rows) < len(pieces):  # commas inside, semicolons between
+        return _joined([_read_list(row, depth + 1) for row in rows], ";")
+    return Unordered(_solutions(_flat([_read_list(piece, depth + 1) for piece in pieces])))
 
 
 def _joined(parts: list[Node], sign: str) -> Node:
-    """Parts that ``or`` or ``and`` joins: a set if they are inequalities, else a list of answers."""
+    """Parts that ``or``, ``and`` or ``;`` joins: a set if they are inequalities, else a list of answers."""
     if all(map(_is_inequality, parts)):
         return Union(tuple(parts), sign)
     family = next((part for part in parts if isinstance(part, Family)), None)
     if family is not None:  # the domain of the last member belongs to all of them
         parts = [part if isinstance(part, Family) else Family(part, family.parameter, family.domain) for part in parts]
-    return Unordered(_flat(parts))
+    return Unordered(_flat(_with_groups(parts, sign)))
+
+
+def _with_groups(parts: list[Node], sign: str) -> list[Node]:
+    """The parts of a list, with the values of one solution as a group: ``x=1, y=4 or x=3, y=2`` has two groups.
+
+    ``x=1, y=2 and z=3`` is one solution, and no group. ``x=1 or y=2`` is two.
+    """
+    names = [_assigned(part) for part in parts]
+    distinct = {name for several in names for name in several}
+    is_one_solution = sign != "or" and all(names) and len(distinct) == sum(map(len, names))
+    are_lists = all(isinstance(part, Unordered) and not part.is_group for part in parts) and not distinct
+    if are_lists or (sign == ";" and not is_one_solution):  # 1,2 and 3,4
+        return [_group(part) if isinstance(part, Unordered) else part for part in parts]
+    if is_one_solution or len(distinct) < 2:
+        return parts
+    if any(len(several) > 1 for several in names):
+        return [_group(part) if several else part for part, several in zip(parts, names, strict=True)]
+    is_curves = any(
+        name in side for part in parts if isinstance(part, Relation) for side in part.sides[1:] for name in distinct
+    )
+    return parts if sign == "and" or is_curves else [_group(part) for part in parts]
+
+
+def _group(part: Node) -> Unordered:
+    return Unordered(part.parts if isinstance(part, Unordered) else (part,), is_group=True)
+
+
+def _solutions(parts: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Values of two or more letters that repeat as groups: ``x=1, y=4, x=3, y=2`` are two solutions."""
+    names = [name for part in parts for name in _assigned(part)]
+    size = len(set(names))
+    if len(names) != len(parts) or not 1 < size < len(parts) or names != names[:size] * (len(parts) // size):
+        return parts
+    return tuple(Unordered(parts[first : first + size], is_group=True) for first in range(0, len(parts), size))
+
+
+def _assigned(node: Node) -> list[str]:
+    """The letters of one or more assignments to different letters; empty for other answers and for groups."""
+    parts = node.parts if isinstance(node, Unordered) and not node.is_group else (node,)
+    relations = [part for part in parts if isinstance(part, Relation) and part.signs == ("=",)]
+    names = [relation.sides[0] for relation in relations if _LETTER.fullmatch(relation.sides[0])]
+    return names if len(set(names)) == len(parts) else []
 
 
 def _family(member: Node, domain: re.Match) -> Family:
@@ -295,7 +349,7 @@ def _is_inequality(node: Node) -> bool:
 def _flat(parts: list[Node]) -> tuple[Node, ...]:
     flat: list[Node] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, Unordered) else [part])
+        flat.extend(part.parts if isinstance(part, Unordered) and not part.is_group else [part])
     return tuple(flat)
 
 
@@ -325,7 +379,7 @@ def _read_one(text: str, depth: int) -> Node:
     if matrix := _MATRIX.fullmatch(text):
         return _matrix(matrix, depth)
     if cases := _CASES.fullmatch(text):
-        return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row))
+        return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row), is_group=True)
     if (row := _TRANSPOSED.fullmatch(text)) and isinstance(node := _enclosed(row[1], depth), Sequence):
         return Matrix(tuple((part,) for part in node.parts))
     terms = split_outside(text, {":"})
@@ -360,7 +414,8 @@ def _determinant(cells: list[list[str]]) -> str:
 
 
 def _both_signs(text: str) -> tuple[str, str]:
-    if text.count(r"\pm") + text.count(r"\mp") > 1 and "," in text:
+    signs = [text.count(r"\pm"), text.count(r"\mp")]
+    if max(signs) > 1 or (sum(signs) > 1 and "," in text):
         raise NotUnderstoodError(text)  # whether the signs go together is not said
     first = text.replace(r"\pm", "+").replace(r"\mp", "-")
     second = text.replace(r"\pm", "-").replace(r"\mp", "+")
@@ -413,8 +468,10 @@ def _enclosed(text: str, depth: int) -> Node | None:
             return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[1] == "Z" else condition
         if len(builder) > 1 or not inner:
             raise NotUnderstoodError(text)
+        if _GROUPED.fullmatch(inner) and not _ZEROS.search(inner):  # {1,100} has two elements, {1,000} may have one
+            return Unordered(tuple(_read_one(part, depth + 1) for part in inner.split(",")), is_group=True)
         node = _read_list(inner, depth + 1)
-        return node if isinstance(node, Unordered) else Unordered((node,))
+        return _group(node) if isinstance(node, Unordered) and not node.is_group else Unordered((node,), is_group=True)
     parts = split_outside(inner, {",", ";"})
     if len(parts) < 2 or "" in parts:
         return None

@@ -24,6 +24,14 @@ def values(*texts):
     return tuple(map(Value, texts))
 
 
+def group(*parts):
+    return Unordered(parts, is_group=True)
+
+
+def equation(left, right):
+    return Relation((left, right), ("=",))
+
+
 def rows(*texts):
     return tuple(values(*row) for row in texts)
 
@@ -34,8 +42,26 @@ def rows(*texts):
         ("x+1", Value("x+1")),
         ("1,234", Value("1234")),
         ("1, 2", Unordered(values("1", "2"))),
-        (r"\{1;2\}", Unordered(values("1", "2"))),
-        (r"\{1\}", Unordered(values("1"))),
+        (r"\{1;2\}", group(*values("1", "2"))),
+        (r"\{1\}", group(Value("1"))),
+        (r"\{1,100\}", group(*values("1", "100"))),
+        (r"\{1,000\}", group(Value("1000"))),
+        (r"\{1,3\},\{2\}", Unordered((group(*values("1", "3")), group(Value("2"))))),
+        (r"\{\{1\}\}", group(group(Value("1")))),
+        ("1,2;3,4", Unordered((group(*values("1", "2")), group(*values("3", "4"))))),
+        ("1;2,3", Unordered((Value("1"), group(*values("2", "3"))))),
+        ("1;2;3", Unordered(values("1", "2", "3"))),
+        (r"1 \text{ and } 2", Unordered(values("1", "2"))),
+        (r"1,2 \text{ and } 3,4", Unordered((group(*values("1", "2")), group(*values("3", "4"))))),
+        (
+            r"a=1,b=2 \text{ or } a=3",
+            Unordered((group(equation("a", "1"), equation("b", "2")), group(equation("a", "3")))),
+        ),
+        (r"a=1,b=2 \text{ and } c=3", Unordered((equation("a", "1"), equation("b", "2"), equation("c", "3")))),
+        (r"a=1 \text{ or } a=2", Unordered((equation("a", "1"), equation("a", "2")))),
+        (r"a=1 \text{ or } b=2", Unordered((group(equation("a", "1")), group(equation("b", "2"))))),
+        (r"x=1 \text{ or } y=2x", Unordered((equation("x", "1"), equation("y", "2x")))),
+        ("a=1,a=2,b=3", Unordered((equation("a", "1"), equation("a", "2"), equation("b", "3")))),
         (r"1 \text{ or } 2", Unordered(values("1", "2"))),
         (r"1, 2 \text{ and } 3", Unordered(values("1", "2", "3"))),
         (r"\pm 2", Unordered(values("2", "- 2"))),
@@ -49,7 +75,7 @@ def rows(*texts):
         (r"x\in(1,2)", Sequence("()", values("1", "2"))),
         (r"x<1 \text{ or } x>2", Union((Relation(("x", "1"), ("<",)), Relation(("x", "2"), (">",))))),
         (r"(0,1)\cup(2,3)", Union((Sequence("()", values("0", "1")), Sequence("()", values("2", "3"))))),
-        (r"\mathbb{R}\setminus\{0\}", Union((Value(r"\mathbb{R}"), Unordered(values("0"))), "minus")),
+        (r"\mathbb{R}\setminus\{0\}", Union((Value(r"\mathbb{R}"), group(Value("0"))), "minus")),
         (r"\{x: x>1\}", Relation(("x", "1"), (">",))),
         (r"\{n\in\mathbb{Z}|n>1\}", Union((Relation(("n", "1"), (">",)), Value(r"\mathbb{Z}")), "and")),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", Matrix(rows("12", "34"))),
@@ -60,7 +86,7 @@ def rows(*texts):
         (r"\begin{vmatrix}a&b\\c&d\end{vmatrix}", Value(r"(a) \cdot ((d))-(b) \cdot ((c))")),
         (
             r"\begin{cases}1 & \text{if } x>0\\ 0 & x=0\end{cases}",
-            Unordered((Case(Value("1"), "x>0"), Case(Value("0"), "x=0"))),
+            group(Case(Value("1"), "x>0"), Case(Value("0"), "x=0")),
         ),
         (r"2k\pi, k\in\mathbb{Z}", Family(Value(r"2k\pi"), "k", "Z")),
         (r"cx (c\in\mathbb{R})", Family(Value("cx"), "c", "R")),
@@ -85,6 +111,7 @@ def test_the_structure_of_an_answer(text, node):
         "1=",
         r"\{\}",
         r"p \land q",
+        r"\pm 1\pm\sqrt{2}",
         "(" * (DEEPEST + 1) + ")" * (DEEPEST + 1),
         r"x = \pm 1, \pm 2 \text{ and } (\pm 1,\mp 2)",
         r"\begin{vmatrix}1&2\end{vmatrix}",
