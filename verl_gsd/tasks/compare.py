@@ -7,7 +7,8 @@ The rules, by the structure of the answers (``structure.py``):
 - Two values with letters are equal if they agree wherever both are real, at points of both signs, and at whole numbers
   if there are too few such points (factorials, ``(-1)^n``, sums). Letters that differ in case are different. If only
   one of them has bars of absolute value, both must be real at the same points.
-- Two equations are equal if the differences of their sides have a constant ratio.
+- Two equations are equal if the differences of their sides have a constant ratio, up to a denominator. Two
+  inequalities keep their denominators, whose sign may not be known, and they are not solved.
 - A list or set is equal in any order. A tuple and an interval keep their order and their brackets. A tuple equals a
   vector, and no tuple equals a list.
 - An inequality in one letter equals the set of its solutions.
@@ -413,7 +414,12 @@ def _same_relations(a: Node, b: Node) -> bool | None:
         return verdict
     if len(a.signs) != 1 or len(b.signs) != 1 or not {a.signs[0], b.signs[0]} <= _TURNED.keys():
         return None
-    ratio = _constant_ratio(_difference(a), _difference(b))
+    left, right = _difference(a), _difference(b)
+    if {a.signs[0], b.signs[0]} == {"="}:
+        left, right = (sympy.numer(sympy.together(side)) for side in (left, right))
+    elif sympy.denom(sympy.together(left)).free_symbols != sympy.denom(sympy.together(right)).free_symbols:
+        return None  # the sign of a denominator with letters is not known
+    ratio = _constant_ratio(left, right)
     if ratio is None:
         return None
     is_turned = ratio < 0 and a.signs[0] not in ("=", "!=")
@@ -444,7 +450,6 @@ def _constant_ratio(left: Any, right: Any) -> Any:
     """The ratio of two expressions with letters if it is the same at all points, else None."""
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         return None
-    left, right = (sympy.numer(sympy.together(side)) for side in (left, right))
     pairs = [(x, y) for x, y in values_at_points(left, right) if x is not None and y is not None]
     ratios = [x / y for x, y in pairs if y]
     if len(ratios) < ENOUGH or len(ratios) < len(pairs) or not ratios[0]:
