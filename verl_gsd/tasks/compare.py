@@ -27,17 +27,19 @@ import sympy
 
 from verl_gsd.tasks.notation import normalize_latex
 from verl_gsd.tasks.quantities import reconciled
-from verl_gsd.tasks.real_sets import letter_of, real_set, same_sets
+from verl_gsd.tasks.real_sets import letters_of, real_set, same_sets
 from verl_gsd.tasks.structure import (
     Case,
     Family,
     Matrix,
+    Membership,
     Named,
     Node,
     NotUnderstoodError,
     Progression,
     Relation,
     Sequence,
+    Union,
     Unordered,
     Value,
     read,
@@ -155,6 +157,26 @@ def _same_named(a: Node, b: Node) -> bool | None:
     return None
 
 
+def _same_memberships(a: Node, b: Node) -> bool | None:
+    r"""``x \in (1,2)`` against the same in the same letter, or against ``(1,2)`` without a letter."""
+    if isinstance(a, Membership) and isinstance(b, Membership):
+        return _compact(a.element) == _compact(b.element) and _equal(a.domain, b.domain)
+    for membership, other in ((a, b), (b, a)):
+        if isinstance(membership, Membership):
+            name = _name_of_list(other) if isinstance(other, Unordered) else None
+            names = letters_of(other) | ({name} if name else set())
+            is_same_letter = names <= {_compact(membership.element)} and _is_name(membership.element)
+            return is_same_letter and _equal(membership.domain, other)
+    return None
+
+
+def _same_conditions(a: Node, b: Node) -> bool | None:
+    """Conditions on several letters, which have to be the same ones in some order."""
+    if not isinstance(a, Union) or not isinstance(b, Union):
+        return None
+    return a.sign == b.sign != "minus" and _same_parts(list(a.parts), list(b.parts))
+
+
 def _same_progressions(a: Node, b: Node) -> bool | None:
     if not isinstance(a, Progression) or not isinstance(b, Progression):
         return None
@@ -215,9 +237,9 @@ def _same_sequences(a: Node, b: Node) -> bool | None:
 
 
 def _same_sets(a: Node, b: Node) -> bool | None:
-    """Sets of real numbers in the same letter, if they have one."""
-    if len({letter_of(node) for node in (a, b)} - {None}) > 1:
-        return False
+    """Sets of real numbers in the same letter, if they have one. None for conditions on several letters."""
+    if len(letters_of(a) | letters_of(b)) > 1:
+        return None
     left, right = real_set(a), real_set(b)
     return left is not None and right is not None and same_sets(left, right)
 
@@ -349,6 +371,10 @@ def _same_families(a: Node, b: Node) -> bool | None:
         return False
     parameter = families[0].parameter
     left, right = (_member(node, parameter) for node in (a, b))
+    values = [_value_of(member) for member in (left, right)]
+    if None not in values and not _have_one_name(left, right):
+        return _equal(left, right)
+    left, right = (value or member for value, member in zip(values, (left, right), strict=True))
     if len(families) == 2 and families[0].domain == "Z" and isinstance(left, Value) and isinstance(right, Value):
         lattice, other_lattice = _lattice(left.text, parameter), _lattice(right.text, parameter)
         if lattice is not None and other_lattice is not None:
@@ -357,10 +383,12 @@ def _same_families(a: Node, b: Node) -> bool | None:
 
 
 def _member(node: Node, parameter: str) -> Node:
-    """The member of a family in the given parameter, without a name before its equals sign."""
-    member = node.member if isinstance(node, Family) else node
-    member = _value_of(member) or member
-    return _renamed(member, node.parameter, parameter) if isinstance(node, Family) else member
+    """The member of a family in the given parameter."""
+    return _renamed(node.member, node.parameter, parameter) if isinstance(node, Family) else node
+
+
+def _have_one_name(a: Node, b: Node) -> bool:
+    return isinstance(a, Relation) and isinstance(b, Relation) and _compact(a.sides[0]) == _compact(b.sides[0])
 
 
 def _same_lattices(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
@@ -494,6 +522,7 @@ def _factor_and_matrix(text: str) -> tuple[Any, Any]:
 _RULES = (
     _same_values,
     _same_named,
+    _same_memberships,
     _same_progressions,
     _same_families,
     _same_cases,
@@ -504,4 +533,5 @@ _RULES = (
     _same_sequences,
     _same_relations,
     _same_sets,
+    _same_conditions,
 )

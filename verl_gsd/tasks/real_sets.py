@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy
 
-from verl_gsd.tasks.structure import Node, Relation, Sequence, Union, Unordered, Value
+from verl_gsd.tasks.structure import Membership, Node, Relation, Sequence, Union, Unordered, Value
 from verl_gsd.tasks.values import real_number, same_numbers
 
 _SETS = {r"\mathbb{R}": sympy.S.Reals, r"\mathbb{Z}": sympy.S.Integers, r"\emptyset": sympy.S.EmptySet}
@@ -20,10 +20,18 @@ _DISTANCE = re.compile(r"(?:\||\\lvert)\s*([a-z])\s*(?:([-+])\s*([^|a-z]+?))?\s*
 _LARGEST = 1000
 
 
+def letters_of(node: Node) -> set[str]:
+    """The letters of the inequalities in a set, each alone on its side. Intervals have none."""
+    if isinstance(node, Union):
+        return {letter for part in node.parts for letter in letters_of(part)}
+    if isinstance(node, Membership):
+        return {node.element.strip()}
+    letter = letter_of(node)
+    return set() if letter is None else {letter}
+
+
 def letter_of(node: Node) -> str | None:
     """The letter of an inequality in one letter."""
-    if isinstance(node, Union):
-        return next((letter for letter in map(letter_of, node.parts) if letter), None)
     if isinstance(node, Relation):
         if distance := _DISTANCE.fullmatch(node.sides[0]):
             return distance[1]
@@ -34,7 +42,11 @@ def letter_of(node: Node) -> str | None:
 
 
 def real_set(node: Node) -> Any:
-    """A set of real numbers as a set of sympy, or None."""
+    """A set of real numbers as a set of sympy, or None. Conditions on two letters are no such set."""
+    if len(letters_of(node)) > 1:
+        return None
+    if isinstance(node, Membership):
+        return real_set(node.domain)
     if isinstance(node, Value):
         return _SETS.get(node.text.strip())
     if isinstance(node, Unordered):

@@ -65,7 +65,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Relation:
-    r"""``sides[0] signs[0] sides[1] ...``; a sign is one of ``= < > <= >= != in``."""
+    r"""``sides[0] signs[0] sides[1] ...``; a sign is one of ``= < > <= >= !=``."""
 
     sides: tuple[str, ...]
     signs: tuple[str, ...]
@@ -101,6 +101,14 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Membership:
+    r"""An element and the set that it belongs to: ``x \in (1,2)``."""
+
+    element: str
+    domain: Node
+
+
+@dataclass(frozen=True)
 class Family:
     r"""Answers for each value of a parameter: ``2k\pi, k \in \mathbb{Z}``."""
 
@@ -109,7 +117,7 @@ class Family:
     domain: str
 
 
-Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Family
+Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Membership | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _ZEROS = re.compile(",0")
@@ -155,7 +163,7 @@ _DOMAIN = re.compile(
     r"(?:\\text\{\s*(?:where|for|with|and)\s*\})?\s*\(?([a-z])\s*\\in\s*\\mathbb\s*\{?([ZNRQ])\}?\s*\)?"
     r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
 )
-_BUILDER = re.compile(r"[a-z](?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
+_BUILDER = re.compile(r"([a-z])(?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
 _POINT = re.compile(r"(?:\\text\{\s*)?([A-Z](?:_\{?[0-9]\}?)?'*)\s*\}?\s*(?:=\s*)?(?=\()")
 #: ``(a)`` or ``(ii)`` before a part of an answer, and words before a number.
 _LABEL = re.compile(
@@ -250,7 +258,7 @@ def _read_list(text: str, depth: int) -> Node:
     if permuted := _PERMUTATIONS.fullmatch(text):
         return _permutations(_read_list(permuted[1], depth + 1), is_cyclic=bool(permuted[2]))
     if congruence := _CONGRUENT.fullmatch(text):
-        return Family(Value(rf"{congruence[3] or congruence[4]}k+({congruence[2]})"), "k", "Z")
+        return _residues(congruence[1], congruence[2], congruence[3] or congruence[4])
     if _GROUPED.fullmatch(text):
         return Value(text.replace(",", ""))
     rows = [row for row in split_outside(text, {";"}) if row]
@@ -320,8 +328,25 @@ def _assigned(node: Node) -> list[str]:
     return names if len(set(names)) == len(parts) else []
 
 
-def _family(member: Node, domain: re.Match) -> Family:
-    return Family(member, domain[1] or domain[3], domain[2] or "Z")
+def _family(member: Node, domain: re.Match) -> Node:
+    """A family, or for inequalities and intervals the set of their numbers in the domain."""
+    letter, name = domain[1] or domain[3], domain[2] or "Z"
+    texts = [part.text for part in member.parts if isinstance(part, Value)] if isinstance(member, Sequence) else []
+    is_interval = isinstance(member, Sequence) and not any(_has_letter(text, letter) for text in texts)
+    if is_interval or _is_inequality(member):
+        return Union((member, Membership(letter, Value(rf"\mathbb{{{name}}}"))), "and")
+    return Family(member, letter, name)
+
+
+def _has_letter(text: str, letter: str) -> bool:
+    """Whether a letter stands in a text outside of commands and words."""
+    return letter in re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", text)
+
+
+def _residues(name: str | None, residue: str, modulus: str) -> Family:
+    parameter = "n" if name == "k" or _has_letter(residue, "k") else "k"
+    member = f"{modulus}{parameter}+({residue})"
+    return Family(Relation((name, member), ("=",)) if name else Value(member), parameter, "Z")
 
 
 def _progression(pieces: list[str], depth: int) -> Progression | None:
@@ -341,7 +366,7 @@ def _permutations(node: Node, *, is_cyclic: bool) -> Node:
 
 
 def _is_inequality(node: Node) -> bool:
-    if isinstance(node, Union):
+    if isinstance(node, (Union, Membership)):
         return True
     return isinstance(node, Relation) and all(sign != "=" for sign in node.signs)
 
@@ -368,7 +393,9 @@ def _read_one(text: str, depth: int) -> Node:
         if r"\pm" in text and relation.signs == ("!=",):
             return Union(_both_relations(text), "and")
         if relation.signs == ("in",):
-            return _read_one(relation.sides[1], depth + 1)
+            return Membership(relation.sides[0], _read_one(relation.sides[1], depth + 1))
+        if "in" in relation.signs:
+            raise NotUnderstoodError(text)
         return relation
     if text.startswith(r"\{") and (found := _enclosed(text, depth)):
         return found
@@ -428,7 +455,7 @@ def _relation(text: str) -> Relation | None:
 
 def _relation_of(text: str) -> Relation | None:
     sides, signs = _split(text, _SIGNS)
-    if "" in sides:
+    if "" in sides or any(side.endswith(r"\not") for side in sides):
         raise NotUnderstoodError(text)
     return Relation(tuple(sides), tuple(_SIGNS[sign] for sign in signs)) if signs else None
 
@@ -464,8 +491,10 @@ def _enclosed(text: str, depth: int) -> Node | None:
     if found[0] == r"\{":
         builder = split_outside(inner, {":", "|", r"\mid"})
         if len(builder) == 2 and (domain := _BUILDER.fullmatch(builder[0])):
+            if not _has_letter(builder[1], domain[1]):
+                raise NotUnderstoodError(text)  # a condition on another letter
             condition = _read_list(builder[1], depth + 1)
-            return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[1] == "Z" else condition
+            return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[2] == "Z" else condition
         if len(builder) > 1 or not inner:
             raise NotUnderstoodError(text)
         if _GROUPED.fullmatch(inner) and not _ZEROS.search(inner):  # {1,100} has two elements, {1,000} may have one
