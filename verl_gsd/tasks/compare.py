@@ -57,8 +57,8 @@ from verl_gsd.tasks.values import (
     values_at_points,
 )
 
-#: The constant of integration, in either case.
-_CONSTANT = re.compile(r"\+\s*([cC])$")
+#: The constant of integration, and the letters of an antiderivative: ``2a+c`` is a sum.
+_CONSTANT, _VARIABLES = re.compile(r"\+\s*([cC])$"), set("rstuvwxyz")
 _UNIT_VECTOR = re.compile(r"\\(?:mathbf|hat|vec|bm)\s*\{?\s*\\?(i|j|k)(?:math)?\s*\}?")
 #: A name that may stand before an equals sign without being part of the answer.
 _NAME = re.compile(
@@ -75,7 +75,7 @@ def are_equal(answer: str, truth: str) -> bool | None:
     if _compact(answer) == _compact(truth):
         return True
     try:
-        if all(_CONSTANT.search(text) and _has_one_other_letter(text) for text in (answer, truth)):
+        if _are_antiderivatives(answer, truth):
             return _same_antiderivatives(*(_CONSTANT.sub("", text) for text in (answer, truth)))
         a, b = _structure(answer), _structure(truth)
         if isinstance(a, Value) and isinstance(b, Value):  # the caller has reconciled units
@@ -96,8 +96,11 @@ def _same_antiderivatives(answer: str, truth: str) -> bool:
     return left.free_symbols == right.free_symbols and differ_by_constant(left, right)
 
 
-def _has_one_other_letter(text: str) -> bool:
-    return len(_letters(text) - {"c", "C", "e"}) == 1
+def _are_antiderivatives(answer: str, truth: str) -> bool:
+    """Whether both end in a constant of integration after one letter. A small c in both may also be a number."""
+    constants = [constant[1] for constant in map(_CONSTANT.search, (answer, truth)) if constant]
+    letters = [_letters(text) - {"c", "C", "e"} for text in (answer, truth)]
+    return len(constants) == 2 and "C" in constants and all(len(s) == 1 and s <= _VARIABLES for s in letters)
 
 
 def _letters(text: str) -> set[str]:

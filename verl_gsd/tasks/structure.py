@@ -81,7 +81,7 @@ class Union:
 
 @dataclass(frozen=True)
 class Case:
-    """A value under a condition, which is compared as text."""
+    """A value under a condition, which is compared as text. Letters keep their case, and words of it do not."""
 
     value: Node
     condition: str
@@ -163,6 +163,7 @@ _DOMAIN = re.compile(
     r"(?:\\text\{\s*(?:where|for|with|and)\s*\})?\s*\(?([a-z])\s*\\in\s*\\mathbb\s*\{?([ZNRQ])\}?\s*\)?"
     r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
 )
+_IN_TEXT, _WORD = re.compile(r"\\text\{([^{}]*)\}"), re.compile("[A-Za-z]{2,}")
 _BUILDER = re.compile(r"([a-z])(?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
 _POINT = re.compile(r"(?:\\text\{\s*)?([A-Z](?:_\{?[0-9]\}?)?'*)\s*\}?\s*(?:=\s*)?(?=\()")
 #: ``(a)`` or ``(ii)`` before a part of an answer, and words before a number.
@@ -470,8 +471,9 @@ def _case(row: str, depth: int) -> Node:
     if not conditions:
         pieces = split_outside(value, {","})
         value, conditions = pieces[0], pieces[1:]
-    condition = re.sub(r"\\text\{([^{}]*)\}", r"\1", " ".join(conditions)).lower()
-    condition = re.sub(r"\b(?:if|when|for|is|are|where)\b|[\s,.;$]|\\[ ,;]", "", condition)
+    condition = _IN_TEXT.sub(lambda found: _WORD.sub(lambda word: word[0].lower(), found[1]), ",".join(conditions))
+    condition = re.sub(r"\b(?:if|when|for|is|are|where)\b", "", condition, flags=re.IGNORECASE)
+    condition = re.sub(r"[\s$]|\\[ ,;]", "", condition).strip(".,;")
     return Case(_read_one(value, depth + 1), condition) if condition else _read_one(value, depth + 1)
 
 
