@@ -65,7 +65,7 @@ _NAME = re.compile(
     r"(?:\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?\s*(?:\([^()]*\))?)|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-zA-Z](?:\s*,\s*[a-zA-Z])*\)"
 )
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
-_CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
+_CALL = re.compile(r"\\?([A-Za-z](?:_\{?\w\}?)?)\s*\(\s*([a-z])\s*\)")
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
@@ -222,13 +222,22 @@ def _same_assignments(a: Node, b: Node) -> bool | None:
 
 
 def _same_lists(a: Node, b: Node) -> bool | None:
-    """Two lists in some order, or in their own order if only one of them has names for its parts."""
+    """Two lists in some order. If only one has names for its parts, these must be in order, and both orders count."""
     if not isinstance(a, Unordered) or not isinstance(b, Unordered):
         return None
-    names = [sum(isinstance(part, Named) for part in node.parts) for node in (a, b)]
-    if 0 in names and any(names):
-        return _all_equal(a.parts, b.parts)
+    names = [_part_names(node) for node in (a, b)]
+    if [] in names and any(names):
+        return all(several == sorted(several) for several in names) and _all_equal(a.parts, b.parts)
     return _same_parts(list(a.parts), list(b.parts))
+
+
+def _part_names(node: Unordered) -> list[str]:
+    names = [
+        part.name if isinstance(part, Named) else part.element
+        for part in node.parts
+        if isinstance(part, (Named, Membership))
+    ]
+    return list(map(_compact, names))
 
 
 def _same_sequences(a: Node, b: Node) -> bool | None:
@@ -356,13 +365,17 @@ def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
 
 
 def _is_name(side: str) -> bool:
+    """Whether a side is a name that may be left out. Names of several values must be in alphabetical order."""
+    names = side.strip("() ").split(",")
+    if side.strip().startswith("(") and [name.strip() for name in names] != sorted(name.strip() for name in names):
+        return False
     return bool(_NAME.fullmatch(side.strip()) or re.fullmatch(r"\\text\{[^{}]*\}", side.strip()))
 
 
 def _is_sum_of_letters(side: str) -> bool:
     """Whether an expression of two or more letters has no number but exponents: ``m+n``, ``x^2+y^2``."""
     bare = re.sub(r"_(?:\{[^{}]*\}|\w)|\\[a-z]+|\^\s*(?:\{[0-9]\}|[0-9])", "", side)
-    return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9]", bare)
+    return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9,]", bare)
 
 
 def _same_families(a: Node, b: Node) -> bool | None:
@@ -468,7 +481,7 @@ def _same_definitions(a: Relation, b: Relation) -> bool | None:
     call, other_call = map(_CALL.fullmatch, names)
     if call and other_call and call[1] == other_call[1]:  # f(t) = 3t is f(x) = 3x
         return _equal(_renamed(value, call[2], other_call[2]), other)
-    is_another_function = "f(x)" in names or ("y" in names and (call or other_call))
+    is_another_function = (call and other_call) or "f(x)" in names or ("y" in names and (call or other_call))
     return False if is_another_function else None
 
 

@@ -147,7 +147,7 @@ _SIGNS = {
 }
 _FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _MATRIX = re.compile(
-    r"\\begin\{([pbvB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}"
+    r"\\begin\{([pbvB]?matrix|smallmatrix|array)\}(?:\{(?P<columns>[lcr|]*)\})?(?P<rows>.*)\\end\{\1\}"
     r"\s*(?P<transposed>\^\s*(?:T|\\top|\\intercal|\{\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}))?",
     re.DOTALL,
 )
@@ -417,7 +417,9 @@ def _read_one(text: str, depth: int) -> Node:
 
 
 def _matrix(matrix: re.Match, depth: int) -> Node:
-    cells = [split_outside(row, {"&"}) for row in split_outside(matrix[2], {r"\\"}) if row]
+    if "|" in (matrix["columns"] or ""):
+        raise NotUnderstoodError(matrix[0])  # a matrix with a right-hand side
+    cells = [split_outside(row, {"&"}) for row in split_outside(matrix["rows"], {r"\\"}) if row]
     if matrix[1] == "vmatrix":
         if matrix["transposed"] or any(len(row) != len(cells) for row in cells) or len(cells) > LARGEST_DETERMINANT:
             raise NotUnderstoodError(matrix[0])

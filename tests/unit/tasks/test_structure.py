@@ -117,6 +117,7 @@ def test_the_structure_of_an_answer(text, node):
         "1=",
         r"\{\}",
         r"p \land q",
+        r"\begin{array}{c|c}1&2\end{array}",
         r"x\not\in(1,2)",
         r"0<x\in(1,2)",
         r"\{x\in\mathbb{R} : y>2\}",
