@@ -5,6 +5,7 @@ Only the comparison process (``maths_worker.py``) imports this module.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -49,6 +50,8 @@ def real_set(node: Node) -> Any:
         return real_set(node.domain)
     if isinstance(node, Value):
         return _SETS.get(node.text.strip())
+    if isinstance(node, Unordered) and not node.is_group and all(isinstance(part, Sequence) for part in node.parts):
+        return _disjoint(list(map(real_set, node.parts)))
     if isinstance(node, Unordered):
         values = [real_number(part.text) if isinstance(part, Value) else None for part in node.parts]
         return None if None in values else sympy.FiniteSet(*values)
@@ -66,6 +69,13 @@ def real_set(node: Node) -> Any:
     if isinstance(node, Relation):
         return _solutions(node)
     return None
+
+
+def _disjoint(intervals: list[Any]) -> Any:
+    """The union of a list of intervals; None if two overlap, because the list may mean their intersection."""
+    if None in intervals or any(not x.intersect(y).is_empty for x, y in itertools.combinations(intervals, 2)):
+        return None
+    return sympy.Union(*intervals)
 
 
 def _listed(numbers: Any) -> Any:

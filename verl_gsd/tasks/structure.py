@@ -134,6 +134,11 @@ _OR, _AND = (
 )
 _LOGIC = re.compile(r"\\(?:lor|land|vee|wedge)(?![a-z])")
 _BARE_WORD = re.compile(r"\\text\{[^{}]*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])")
+#: The sign of a union that is too large, or the letter U between two intervals or sets.
+_UNION = re.compile(
+    r"\\bigcup(?![A-Za-z]|\s*(?:_|\\limits))"
+    r"|(?:(?<=\\\})|(?<=[)\]]))\s*(?<![A-Za-z])[Uu]\s*(?=[(\[][^()\[\]]*,[^()\[\]]*[)\]]|\\\{)"
+)
 _SIGNS = {
     "=": "=",
     "<": "<",
@@ -222,6 +227,7 @@ def read(text: str) -> Node:
         NotUnderstoodError: the text has no such structure.
     """
     text = _FRENCH.sub(_usual_brackets, text.strip())
+    text = _UNION.sub(r" \\cup ", text)
     if _LOGIC.search(text) and not any(token in _SIGNS for token in tokens(text)):
         raise NotUnderstoodError(text)  # a formula of logic
     text = _OR.sub(r" \\or ", _AND.sub(r" \\and ", text))

@@ -36,6 +36,9 @@ from verl_gsd.tasks.structure import read
         (r"x\in(0,1) \text{ or } x>2", Union(Interval.open(0, 1), Interval.open(2, oo))),
         (r"x\in(0,1) \text{ or } y>2", None),
         (r"x>0 \text{ and } y<2", None),
+        ("(0,1), (2,3]", Union(Interval.open(0, 1), Interval(2, 3, True, False))),
+        ("(0,2), (1,3)", None),  # the union or the intersection
+        (r"\{(0,1), (2,3)\}", None),  # points
         (r"\{x\in\mathbb{R}: x>1\}\cup\{0\}", Union(FiniteSet(0), Interval.open(1, oo))),
     ],
 )
