@@ -16,6 +16,8 @@ DIGITS = 4000
 LARGE = 10**4
 
 _SPACE = re.compile(r"\s|\\[,!;: ]|\\left|\\right|(?<=\^)-|(?<=\^[{(])-")
+#: The numbers on both sides are factors: ``7^3 2^5``.
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])(?:\s|\\[,!;: ])+(?=[0-9])")
 #: Digits as in the text, or ``#12#`` for a computed large number of 12 digits.
 _NUMBER = r"(?:#[0-9]+#|[0-9]+)"
 #: A number alone in braces or parentheses, next to an operator or another brace.
@@ -30,7 +32,7 @@ def is_too_large(text: str) -> bool:
 
     Everything else in the text is ignored. Meant for texts of up to some thousand characters.
     """
-    text = _SPACE.sub("", text.replace("#", ""))
+    text = _SPACE.sub("", _BETWEEN_DIGITS.sub("*", text.replace("#", "")))
     while True:
         text, replaced = _ALONE.subn(lambda match: _apart(match, match[1] or match[2]), text)
         if replaced:
