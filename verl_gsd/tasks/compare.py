@@ -64,6 +64,11 @@ _UNIT_VECTOR = re.compile(r"\\(?:mathbf|hat|vec|bm)\s*\{?\s*\\?(i|j|k)(?:math)?\
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?\s*(?:\([^()]*\))?)|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-zA-Z](?:\s*,\s*[a-zA-Z])*\)"
 )
+#: ``\\ln(x) = 2`` and ``f(2x) = x`` are equations for x and f, and ``f(2) = 5`` is a name and its value.
+_EQUATION = re.compile(
+    r"\\(?:a?(?:sin|cos|tan|cot|sec|csc)h?|arc(?:sin|cos|tan)|ln|log|lg|exp)(?![A-Za-z])"
+    r"|[a-z](?:_\{?\w\}?)?\s*\((?=[^()]*[A-Za-z])[^()A-Z,]*(?<![_{])[-+0-9][^()A-Z,]*\)$"
+)
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
 _CALL = re.compile(r"\\?([A-Za-z](?:_\{?\w\}?)?)\s*\(\s*([a-z])\s*\)")
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
@@ -369,11 +374,15 @@ def _is_name(side: str) -> bool:
     names = side.strip("() ").split(",")
     if side.strip().startswith("(") and [name.strip() for name in names] != sorted(name.strip() for name in names):
         return False
+    if _EQUATION.match(side.strip()):
+        return False
     return bool(_NAME.fullmatch(side.strip()) or re.fullmatch(r"\\text\{[^{}]*\}", side.strip()))
 
 
 def _is_sum_of_letters(side: str) -> bool:
     """Whether an expression of two or more letters has no number but exponents: ``m+n``, ``x^2+y^2``."""
+    if _EQUATION.match(side.strip()):
+        return False
     bare = re.sub(r"_(?:\{[^{}]*\}|\w)|\\[a-z]+|\^\s*(?:\{[0-9]\}|[0-9])", "", side)
     return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9,]", bare)
 
