@@ -104,6 +104,9 @@ _END = re.compile(
     rf"{_IN_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{_IN_TEXT})*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{{?[1-4]\}}?)?)"
 )
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\\text\{([^{}0-9]+)\}")
+#: Factors between two units with more digits than this are not computed. A response may put together units at will,
+#: and Python prints at most 4,300 digits.
+FACTOR_DIGITS = 200
 #: ``3 m`` without ``\text`` is a product.
 _ONE_LETTER = re.compile(r"\s*[A-Za-zµ](?:\^\{?[1-4]\}?)?")
 
@@ -121,7 +124,7 @@ _SIGN = re.compile(r"([^,=]*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*
 
 
 def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
-    """Two answers in one unit and without it. None if their units are of different kinds.
+    """Two answers in one unit and without it. None if their units are of different kinds, or of absurd sizes.
 
     A sign of percent or degrees stays if only one of the two has it, because the comparison then reads it.
     """
@@ -134,9 +137,14 @@ def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
         return number, _in_radians(other_number)
     if unit.kind != other_unit.kind:
         return None
-    if unit.factor != other_unit.factor:
-        return _scaled(number, unit.factor / other_unit.factor), other_number
-    return number, other_number
+    if unit.factor == other_unit.factor:
+        return number, other_number
+    factor = unit.factor / other_unit.factor
+    return None if _is_long(factor) else (_scaled(number, factor), other_number)
+
+
+def _is_long(factor: Fraction) -> bool:
+    return max(abs(factor.numerator), factor.denominator) >= 10**FACTOR_DIGITS
 
 
 def _in_radians(degrees: str) -> str:
@@ -178,7 +186,8 @@ def _compound(text: str, parts: list[tuple[str, str]]) -> tuple[str, Unit | None
     value = sum(
         (Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True) if unit), Fraction(0)
     )
-    return _scaled("1", value / first.factor), first
+    factor = value / first.factor
+    return (text, None) if _is_long(factor) else (_scaled("1", factor), first)
 
 
 def parse_unit(text: str) -> Unit | None:
