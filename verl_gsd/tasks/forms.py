@@ -420,16 +420,37 @@ _QUALIFIER = re.compile(
     r"(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
     r"|\s*,?\s+\(?(?P<bare>(?:for (?:all|every|any|each)|since|because)\b.*)"
 )
+_ROUNDED = (
+    r"-?[0-9][0-9,]*(?<!,)(?:\.[0-9]+)?(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{?-?[0-9]+\}?)?"
+    r"(?:\s*(?:\.\.\.|\\[lc]?dots))?(?:\s*(?:\\?%|\^\s*\{?\s*\\circ\s*\}?|°))?(?:\s*\\text\{[^{}]*\})?"
+)
+#: A rounded value at the end of one answer, or of one of several. After ``or`` it needs a decimal point, because
+#: ``\sqrt3 or about 9`` may be two answers.
 _ROUNDED_TOO = re.compile(
-    r"\s*\(?\s*(?:\\approx|\\simeq|\\text\{\s*\(?\s*(?:or )?(?:approximately|approx\.?|about)\b).*"
+    rf"\s*(?:\(\s*(?:\\approx|\\simeq|\\text\{{\s*(?:approximately|approx\.?|about)\s*\}})\s*{_ROUNDED}\s*\)"
+    rf"|\\text\{{\s*\(\s*(?:approximately|approx\.?|about)\s*\}}\s*{_ROUNDED}\s*\)"
+    rf"|(?:\\approx|\\simeq|\\text\{{\s*(?:approximately|approx\.?|about)\s*\}})\s*{_ROUNDED}"
+    rf"|\\text\{{\s*(?:or )(?:approximately|approx\.?|about)\s*\}}\s*(?=-?[0-9]+\.){_ROUNDED}"
+    r"|\s*\\text\{\s*\(?\s*(?:(?:approximately|approx\.?|about)\s+-?[0-9.]*[0-9]"
+    r"|or (?:approximately|approx\.?|about)\s+-?[0-9]+\.[0-9]+)\s*\)?\s*\})"
+    r"(?=\s*(?:$|[,;]|\\text\{\s*(?:or|and|,)\s*\}|(?:or|and)(?![A-Za-z])|\)\s*$))"
 )
 _EXACT = re.compile(r"\\(?:sqrt|frac|pi|ln|log|e)|\^|/")
 
 
 def without_approximation(text: str) -> str:
-    r"""Without the rounded value after an exact one: ``\frac{\pi}{4} \approx 0.785``. ``x \approx 3`` stays."""
-    rounded = _ROUNDED_TOO.search(text)
-    return text[: rounded.start()] if rounded and _EXACT.search(text[: rounded.start()]) else text
+    r"""Without the rounded values after exact ones: ``\frac{\pi}{4} \approx 0.785``. ``x \approx 3`` stays.
+
+    In a list, each value loses only its own rounded value.
+    """
+    pieces, end = [], 0
+    for rounded in _ROUNDED_TOO.finditer(text):
+        exact = text[end : rounded.start()]
+        if not _EXACT.search(exact):
+            return text
+        pieces.append(exact)
+        end = rounded.end()
+    return "".join(pieces) + text[end:]
 
 
 _RESTATED = re.compile(

@@ -47,7 +47,7 @@ _MISREAD = re.compile(
             r"!\s*!",  # a double factorial
             r"(?:[0-9]|^)\s*'",  # minutes of an angle, feet
             r"\\begin|\\[a-z]*dots|[?&]|[0-9]_|\\equiv|[^\x00-\x7f]",
-            r"\\(?:angle|triangle|overline|vec|hat|gcd|lcm|partial|lim|to)(?![a-z])",
+            r"\\(?:approx|simeq|sim|angle|triangle|overline|vec|hat|gcd|lcm|partial|lim|to)(?![a-z])",
             r"\^\s*\{?\s*(?:T|\\top|\\intercal|\*|\\ast|\\prime|\\complement)\b",  # not powers
             r"\\frac\{d[a-zA-Z]?\}\{d",  # a derivative
         )
