@@ -31,7 +31,7 @@ from verl_gsd.tasks.choice import chosen_letters
 from verl_gsd.tasks.forms import split_qualifier
 from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 from verl_gsd.tasks.plain import equals_one_side, plain_equal
-from verl_gsd.tasks.quantities import reconciled, same_time
+from verl_gsd.tasks.quantities import other_words_conflict, reconciled, same_time
 from verl_gsd.tasks.screen import is_too_large
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def _verdict_on_quantities(answer: str, truth: str) -> tuple[bool | None, str]:
     """The same for answers without qualifiers, which may have units."""
     in_one_unit = reconciled(answer, truth)
     if in_one_unit is None:
-        return False, "units"
+        return False, "doubtful" if other_words_conflict(answer, truth) else "units"
     right = plain_equal(*in_one_unit)
     if right is not None:
         return right, "numbers"

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from verl_gsd.tasks.forms import split_currency
 from verl_gsd.tasks.plain import LONGEST
+from verl_gsd.tasks.units import words_conflict
 
 _PREFIXES = {"": 0, "k": 3, "c": -2, "m": -3, "M": 6, "G": 9, "T": 12, "d": -1, "n": -9, "p": -12, "u": -6, "f": -15}
 #: Symbols that take prefixes, in SI base units: (factor, kind).
@@ -121,11 +122,13 @@ _SIGN = re.compile(r"([^,=]*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*
 
 
 def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
-    """Two answers in one unit and without it. None if their units are of different kinds.
+    """Two answers in one unit and without it. None if their units are of different kinds, or other words conflict.
 
     A sign of percent or degrees stays if only one of the two has it, because the comparison then reads it.
     """
     (number, unit), (other_number, other_unit) = _split(answer), _split(truth)
+    if other_words_conflict(answer, truth):
+        return None
     if unit is None or other_unit is None:
         return (answer, truth) if (unit or other_unit) in (_PERCENT, _DEGREE) else (number, other_number)
     if (unit, other_unit) == (_DEGREE, _RADIAN):
@@ -137,6 +140,15 @@ def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
     if unit.factor != other_unit.factor:
         return _scaled(number, unit.factor / other_unit.factor), other_number
     return number, other_number
+
+
+def other_words_conflict(answer: str, truth: str) -> bool:
+    """Whether words that are not units of the tables on both sides leave it in doubt that two answers are equal."""
+    (number, unit), (other_number, other_unit) = _split(answer), _split(truth)
+    is_money = any(split_currency(text)[1] for text in (answer, truth))
+    if unit is not None and other_unit is not None:
+        answer, truth = number, other_number
+    return words_conflict(answer, truth, is_money=is_money)
 
 
 def _in_radians(degrees: str) -> str:
