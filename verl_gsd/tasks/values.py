@@ -36,6 +36,10 @@ _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fract
 _DECIMAL = re.compile(r"[-+]?\s*[0-9]*\.[0-9]+(?:\s*\\?%)?")
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.'-])+")
 _BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
+#: Words whose case means nothing: three or more letters of which only the first may be a capital, and some others.
+_ORDINARY = re.compile(
+    r"(?<![A-Za-z])(?:[A-Z][a-z]{2,}|No|It|Is|In|Of|On|At|To|By|If|An|YES|TRUE|FALSE|EVEN|ODD|NONE)(?![A-Za-z])"
+)
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
 _ARGUMENT = r"(?:([0-9A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|phi|lambda)(?![A-Za-z]))|(?=\{))"
 _FRACTION = re.compile(rf"\\frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
@@ -81,18 +85,23 @@ def _same_words(answer: str, truth: str) -> bool | None:
     if words is None and other_words is None:
         return None
     if words is None and _BARE_WORDS.fullmatch(answer.strip()):
-        words = answer.strip().lower()
+        words = _in_one_case(answer.strip())
     if other_words is None and _BARE_WORDS.fullmatch(truth.strip()):
-        other_words = truth.strip().lower()
+        other_words = _in_one_case(truth.strip())
     return words == other_words
 
 
 def _words(text: str) -> str | None:
-    r"""A text that is only words, in lower case; None for mathematics. A single letter keeps its case."""
+    r"""A text that is only words, with ordinary words in lower case; None for mathematics."""
     if not _WORDS.fullmatch(text) or r"\text" not in text:
         return None
     words = re.sub(r"\s+", " ", re.sub(r"\\text\{([^{}]*)\}", r"\1", text)).strip(" .,")
-    return words.lower() if len(words) > 1 else words
+    return _in_one_case(words)
+
+
+def _in_one_case(words: str) -> str:
+    """Words with the ordinary ones in lower case. Letters and symbols such as ``CO``, ``mW``, ``ABC`` keep theirs."""
+    return _ORDINARY.sub(lambda word: word[0].lower(), words)
 
 
 def _same_percentages(answer: str, truth: str) -> bool:
