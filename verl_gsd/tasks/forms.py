@@ -469,16 +469,30 @@ def restated_as_equation(text: str) -> str:
 def split_qualifier(text: str) -> tuple[str, str]:
     r"""An answer and what stands after it: ``f(x)=2x`` and ``for all x``.
 
-    Only what does not restrict the answer to a part of the cases is a qualifier: ``for all``, ``since``, not ``if``.
+    Only ``for all`` and reasons are qualifiers, not ``if``. Whether a qualifier restricts the answer to a part of the
+    cases is for ``is_restriction`` to say.
     """
     text = text.replace(r"\forall", r"\text{ for all }")
     found = _QUALIFIER.search(text)
     if found is None or not found.start():
         return text, ""
-    qualifier = re.sub(
-        r"\\text\b|\\in\b|\\mathbb\b|real|numbers?|[{}$\s().,]|\\[ ,;]", "", found["text"] or found["bare"]
-    )
-    return text[: found.start()].rstrip(" ,"), qualifier
+    qualifier = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", found["text"] or found["bare"])
+    if qualifier.count("{") < qualifier.count("}"):  # the qualifier begins inside a \text
+        qualifier = qualifier.replace("}", "", 1)
+    qualifier = re.sub(r"\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)|\b(?:real|numbers?)\b", "", qualifier)
+    return text[: found.start()].rstrip(" ,"), re.sub(r"[$\s]|\\[ ,;]", "", qualifier).strip(".,;)")
+
+
+_VARIABLE = r"(?:[A-Za-z](?:_\{?[0-9a-z]\}?)?|\\(?:alpha|beta|gamma|theta|lambda|mu|phi)(?![a-z]))"
+_UNRESTRICTED = re.compile(
+    r"for(?:all|every|any|each)(?:positive|non-?negative|natural|rational|complex|integers?|(?:values?|choices?)of)*"
+    rf"(?:{_VARIABLE}(?:(?:,|and){_VARIABLE})*(?:\\in\\mathbb\{{?[A-Z]\}}?(?:\^\{{?[+*]\}}?)?)?|[kmn](?:\\ge[01]|>0))?"
+)
+
+
+def is_restriction(qualifier: str) -> bool:
+    """Whether a qualifier of ``split_qualifier`` restricts an answer, as ``for all n > 2`` does."""
+    return qualifier.startswith("for") and _UNRESTRICTED.fullmatch(qualifier) is None
 
 
 _ARROW = re.compile(r"([A-Za-z])\s*(?::|\\colon(?![a-z]))\s*([a-z])\s*\\mapsto(?![a-z])\s*")
