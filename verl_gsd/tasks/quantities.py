@@ -118,7 +118,8 @@ class Unit:
 
 
 _PERCENT, _DEGREE, _RADIAN = (Unit(Fraction(1), ((name, 1),)) for name in ("percent", "degree", "radian"))
-_SIGN = re.compile(r"([^,=]*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*\}?|°)")
+#: An angle with one sign of degrees, at its end.
+_SIGN = re.compile(r"((?:(?!\\circ|°)[^,=])*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*\}?|°)")
 
 
 def reconciled(answer: str, truth: str) -> tuple[str, str] | None:

@@ -57,6 +57,8 @@ _MISREAD = re.compile(
         )
     )
 )
+_DEGREE = re.compile(r"\s*\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\})|°")
+_ARITHMETIC = re.compile(r"\\(?:frac|cdot|times|pm|mp|left|right|div)(?![A-Za-z])")
 _EXTREME = re.compile(r"\\(?:max|min)(?![a-z])")
 _SUM = re.compile(r"\\(?:sum|prod)(?![a-z])")
 _UPPER_I = re.compile(r"(?<![A-Za-z\\{])I(?![A-Za-z_}])")
@@ -72,7 +74,9 @@ def same_value(answer: str, truth: str) -> bool:
         return _same_percentages(answer, truth)
     for degrees, radians in ((answer, truth), (truth, answer)):
         if r"\circ" in degrees and r"\circ" not in radians and r"\pi" in radians:
-            return same_numbers(exact(parsed(degrees)) * sympy.pi / 180, exact(parsed(radians)))
+            angle = exact(parsed(degrees))
+            if not angle.free_symbols:
+                return same_numbers(angle * sympy.pi / 180, exact(parsed(radians)))
     a, b = exact(parsed(answer)), exact(parsed(truth))
     if a.free_symbols or b.free_symbols:
         return same_expressions(a, b)
@@ -125,11 +129,11 @@ def parsed(text: str) -> Any:
         NotUnderstoodError: it is not an expression.
     """
     text = re.sub(r"\\\$|\$", "", text).strip()
-    text = re.sub(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})|°", "", text)
     if unit := _UNIT.search(text):
         if any(map(NOT_A_UNIT.fullmatch, re.findall("[A-Za-z]+", unit[0])[1:])):
             raise NotUnderstoodError(text)
         text = text[: unit.start()]
+    text = _without_degrees(text)
     text = _FRACTION.sub(lambda f: "\\frac" + "".join(f"{{{part}}}" for part in f.groups() if part), text)
     text = _PRIME.sub(lambda prime: rf"{prime[1]}_{{prime{len(prime[2])}}}", text)
     text = _UPPER_I.sub("Y_{I}", text)
@@ -154,6 +158,17 @@ def parsed(text: str) -> Any:
     if not isinstance(expression, sympy.Expr):
         raise NotUnderstoodError(text)
     return expression.subs({symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"})
+
+
+def _without_degrees(text: str) -> str:
+    r"""A text without signs of degrees, if it has only numbers: ``180^\circ - 2 \cdot 30^\circ`` is 120.
+
+    Beside letters, functions and powers a degree is not 1. There the sign becomes a letter of its own.
+    """
+    bare = _DEGREE.sub("", text)
+    if bare == text or not re.search(r"[A-Za-z^]", _ARITHMETIC.sub("", bare)):
+        return bare
+    return _DEGREE.sub(r" \\cdot D_{deg} ", text)
 
 
 def exact(expression: Any) -> Any:
