@@ -28,6 +28,13 @@ POINTS, ENOUGH, TRIED = 10, 4, 40
 #: The sizes of coordinates in units of 1/1009: below 1 and above 1. Large ones follow for functions with a bend, and
 #: for expressions that are real only there.
 _BANDS = ((20, 1000), (1010, 5000), (5000, 50_000), (50_000, 10**7))
+#: The whole numbers at which expressions are compared, such as those with binomial coefficients.
+_WHOLE_BANDS = ((1, 9), (1, 9), (10, 30), (31, 99))
+#: How far out functions with a bend are compared.
+_FARTHEST = 10**100
+#: The largest exponent of an exact power.
+_LARGEST_EXACT_POWER = 10_000
+_EVALUATED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Derivative, sympy.Limit)
 _BENT = (sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling, sympy.sign)
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -229,8 +236,14 @@ def same_expressions(a: Any, b: Any) -> bool:
 
 
 def differ_by_constant(a: Any, b: Any) -> bool:
-    """Whether the difference of two expressions with letters is the same wherever both are real."""
-    differences = [x - y for x, y in values_at_points(a, b) if x is not None and y is not None]
+    """Whether the difference of two expressions with letters is the same wherever both are real.
+
+    If only one of them has bars of absolute value, both must be real at the same points.
+    """
+    values = list(values_at_points(a, b))
+    if a.has(sympy.Abs) != b.has(sympy.Abs) and any((x is None) != (y is None) for x, y in values):
+        return False
+    differences = [x - y for x, y in values if x is not None and y is not None]
     return len(differences) >= ENOUGH and all(_is_near_zero(d - differences[0], differences[0]) for d in differences)
 
 
@@ -242,20 +255,23 @@ def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
     """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
 
     The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and
-    for functions with a bend, or if few points are in both domains, also far out. The first has only positive
-    coordinates and the second only negative ones. Whole numbers follow if too few other points are in both domains.
+    for functions with a bend, or if few points are in both domains, also far out: beyond all numbers in the expressions
+    for functions with a bend. The first has only positive coordinates and the second only negative ones. Whole numbers
+    follow if too few other points are in both domains.
     """
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     whole = any(e.has(sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product) for e in (a, b))
     bent = any(e.has(*_BENT) for e in (a, b))
     draw = random.Random(0)
     found = 0
+    far = 1009 * max(10**4, *map(_largest_number, (a, b))) if bent else 0
+    bent_bands = (*_BANDS, (2 * far, 1000 * far), (2 * far, 1000 * far))
     for number in range(2 * TRIED):
         if whole or number >= TRIED:
-            point = {symbol: sympy.Integer(draw.randint(1, 9)) for symbol in symbols}
+            point = {symbol: sympy.Integer(draw.randint(*draw.choice(_WHOLE_BANDS))) for symbol in symbols}
         else:
             signs = [1 if number == 0 else -1 if number == 1 else draw.choice((1, -1)) for _ in symbols]
-            bands = _BANDS if bent or number >= TRIED // 2 else _BANDS[:2]
+            bands = bent_bands if bent else _BANDS if number >= TRIED // 2 else _BANDS[:2]
             sizes = [sympy.Rational(draw.randint(*draw.choice(bands)), 1009) for _ in symbols]
             point = {symbol: sign * size for symbol, sign, size in zip(symbols, signs, sizes, strict=True)}
         x, y = _value_or_none(a, point), _value_or_none(b, point)
@@ -263,6 +279,13 @@ def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
         yield x, y
         if found == (2 * POINTS if bent else POINTS) or (number == TRIED - 1 and found >= ENOUGH):
             return
+
+
+def _largest_number(expression: Any) -> int:
+    """The largest absolute value of the numbers in an expression, rounded up, at most ``_FARTHEST``."""
+    parts = [sympy.N(part) for part in sympy.preorder_traversal(expression) if part.is_number]
+    sizes = [abs(part) for part in parts if part.is_real and part.is_finite]
+    return max((int(size) + 1 if size < _FARTHEST else _FARTHEST for size in sizes), default=0)
 
 
 class _OutsideDomainError(ValueError):
