@@ -21,6 +21,8 @@ from verl_gsd.tasks.units import NOT_A_UNIT
 
 #: Digits of an evaluation, and the largest relative difference of equal values.
 DIGITS, NEAREST = 100, sympy.Float("1e-80", 100)
+#: The same for values that agree so far but may differ in a part that is tiny beside the rest, as in e^300 + 1.
+FINE_DIGITS, FINEST = 2500, sympy.Float("1e-2000", 2500)
 #: The largest relative and absolute difference if one value is a decimal.
 NEAR, ROUNDED = sympy.Float("1e-5"), 6
 #: Points in the domains of both at which two expressions are compared, how few may do, and how many points are tried.
@@ -210,11 +212,22 @@ def same_numbers(a: Any, b: Any, *, decimal: bool = False) -> bool:
         return False
     if decimal:
         return bool(near(x, y, NEAR)) and bool(abs(x - y) <= sympy.Float(10) ** -ROUNDED)
-    return bool(near(x, y, NEAREST))
+    return bool(near(x, y, NEAREST)) and _are_finely_near(a, b, {})
 
 
 def near(a: Any, b: Any, tolerance: Any) -> bool:
     return bool(sympy.Abs(sympy.N(a - b, DIGITS)) <= tolerance * max(sympy.Abs(a), sympy.Abs(b)))
+
+
+def _are_finely_near(a: Any, b: Any, point: dict[Any, Any]) -> bool:
+    """Whether two expressions agree to ``FINE_DIGITS`` digits at a point, where they agree to ``DIGITS`` digits."""
+    if any(value.has(*_EVALUATED) for value in (a, b)):
+        return True  # their digits cost too much
+    try:
+        x, y = (_value(value, point, FINE_DIGITS) for value in (a, b))
+    except _OutsideDomainError:
+        x, y = (sympy.N(value.subs(point), FINE_DIGITS) for value in (a, b))
+    return bool(sympy.Abs(sympy.N(x - y, FINE_DIGITS)) <= FINEST * max(sympy.Abs(x), sympy.Abs(y)))
 
 
 def same_expressions(a: Any, b: Any) -> bool:
@@ -225,8 +238,10 @@ def same_expressions(a: Any, b: Any) -> bool:
             return False
     same_domain = a.has(sympy.Abs) != b.has(sympy.Abs)
     compared = 0
-    for x, y in values_at_points(a, b):
+    for point, x, y in values_and_points(a, b):
         if x is not None and y is not None:
+            if not compared and not _are_finely_near(a, b, point):
+                return False
             compared += 1
             if not near(x, y, NEAREST):
                 return False
@@ -252,7 +267,12 @@ def _is_near_zero(error: Any, size: Any) -> bool:
 
 
 def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
-    """The values of two expressions at points, None outside their domains, until both have values at ``POINTS`` points.
+    """The values of ``values_and_points`` alone."""
+    return ((x, y) for _, x, y in values_and_points(a, b))
+
+
+def values_and_points(a: Any, b: Any) -> Iterator[tuple[dict[Any, Any], Any, Any]]:
+    """Points and the values of two expressions there, None outside their domains, until ``POINTS`` points have both.
 
     The points are the same in each process, so that a verdict is the same. They lie on both sides of 0 and of 1, and
     for functions with a bend, or if few points are in both domains, also far out: beyond all numbers in the expressions
@@ -276,7 +296,7 @@ def values_at_points(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
             point = {symbol: sign * size for symbol, sign, size in zip(symbols, signs, sizes, strict=True)}
         x, y = _value_or_none(a, point), _value_or_none(b, point)
         found += x is not None and y is not None
-        yield x, y
+        yield point, x, y
         if found == (2 * POINTS if bent else POINTS) or (number == TRIED - 1 and found >= ENOUGH):
             return
 
@@ -299,39 +319,41 @@ def _value_or_none(expression: Any, point: dict[Any, Any]) -> Any:
         return None
 
 
-def _value(expression: Any, point: dict[Any, Any]) -> Any:
+def _value(expression: Any, point: dict[Any, Any], digits: int = DIGITS) -> Any:
     """The value at a point, computed in the real numbers, or in the complex ones if ``i`` stands in the expression."""
-    if expression.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Derivative, sympy.Limit):
+    if expression.has(*_EVALUATED):
         value = expression.subs(point).doit()
-        if value.has(sympy.Integral, sympy.Derivative, sympy.Limit, sympy.Sum, sympy.Product):
+        if value.has(*_EVALUATED):
             raise _OutsideDomainError
-        return _checked(sympy.N(value, DIGITS), is_real=not expression.has(sympy.I))
+        return _checked(sympy.N(value, digits), is_real=not expression.has(sympy.I))
     if expression.has(sympy.I):
-        return _checked(sympy.N(expression.subs(point), DIGITS), is_real=False)
-    return _real_value(expression, point)
+        return _checked(sympy.N(expression.subs(point), digits), is_real=False)
+    return _real_value(expression, point, digits)
 
 
-def _real_value(node: Any, point: dict[Any, Any]) -> Any:
+def _real_value(node: Any, point: dict[Any, Any], digits: int) -> Any:
     if node.is_Symbol:
-        return sympy.Float(point[node], DIGITS) if not point[node].is_Integer else point[node]
+        return sympy.Float(point[node], digits) if not point[node].is_Integer else point[node]
     if node.is_Rational:
         return node
     if not node.args:
-        return _checked(sympy.N(node, DIGITS), is_real=True)
+        return _checked(sympy.N(node, digits), is_real=True)
     if node.is_Pow:
-        base, exponent = _real_value(node.base, point), _real_value(node.exp, point)
+        base, exponent = _real_value(node.base, point, digits), _real_value(node.exp, point, digits)
         if not base and exponent <= 0:
             raise _OutsideDomainError
         if base < 0 and not exponent.is_Integer:
             if not exponent.is_Rational or exponent.q % 2 == 0:
                 raise _OutsideDomainError
-            root = sympy.N(-base, DIGITS) ** exponent  # a root of odd degree is real
+            root = sympy.N(-base, digits) ** exponent  # a root of odd degree is real
             return -root if exponent.p % 2 else root
-        return _checked(sympy.N(base**exponent, DIGITS), is_real=True)
-    values = [_real_value(part, point) for part in node.args]
+        if exponent.is_Integer and abs(exponent) > _LARGEST_EXACT_POWER:
+            base = sympy.N(base, digits)
+        return _checked(sympy.N(base**exponent, digits), is_real=True)
+    values = [_real_value(part, point, digits) for part in node.args]
     exact = node.is_Mul or node.is_Add
     value = node.func(*values)
-    return value if exact and value.is_Rational else _checked(sympy.N(value, DIGITS), is_real=True)
+    return value if exact and value.is_Rational else _checked(sympy.N(value, digits), is_real=True)
 
 
 def _checked(value: Any, *, is_real: bool) -> Any:
