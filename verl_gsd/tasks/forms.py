@@ -172,6 +172,8 @@ _OTHER_COMMANDS = [
         ("ne", r"\\neq"),
     )
 ]
+#: A matrix with a bar between its columns, which is a system of equations and not read as a matrix.
+_AUGMENTED = re.compile(r"\\begin\{array\}(?=\{[lcr ]+\|[|lcr ]*[lcr])")
 _OVER = re.compile(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}")
 _CHOOSE = re.compile(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])")
@@ -182,6 +184,7 @@ def usual_commands(text: str) -> str:
     r"""One command per sign: ``{1 \over 2}`` and ``\dfrac12`` are fractions, ``C_5^2`` is ``\binom{5}{2}``."""
     for command, usual in _OTHER_COMMANDS:
         text = command.sub(usual, text)
+    text = _AUGMENTED.sub(r"\\begin{augmented}", text)
     if r"\over" in text:
         text = _OVER.sub(r"\\frac{\1}{\2}", text)
     if r"\choose" in text:
@@ -195,7 +198,11 @@ def _without_text(name: re.Match) -> str:
 
 
 def _as_binomial(symbol: re.Match) -> str:
-    return rf"\binom{{{symbol[1] or symbol[2]}}}{{{symbol[3] or symbol[4]}}}"
+    """``C_5^2`` as a binomial coefficient. ``C_1^2`` is a constant that is squared."""
+    lower, upper = symbol[1] or symbol[2], symbol[3] or symbol[4]
+    if lower.isdecimal() and upper.isdecimal() and int(lower) < int(upper):
+        return symbol[0]
+    return rf"\binom{{{lower}}}{{{upper}}}"
 
 
 _FUNCTIONS = r"arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
@@ -205,7 +212,9 @@ _LOGARITHM = re.compile(r"(?<![A-Za-z\\])log_?(2|10)\s*\(")
 _PLAIN_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|omega|phi)(?![A-Za-z])")
 _PI_TIMES = re.compile(r"(?<![A-Za-z\\])pi(?=[a-z](?![A-Za-z]))")
 _PLAIN_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|Infinity|infty|inf|oo)(?![A-Za-z])")
-_COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\neq "), ("=<", r"\le "))
+_COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("=<", r"\le "))
+#: Right after a number or letter, the sign may be that of a factorial: ``n!=6``.
+_NOT_EQUAL = re.compile(r"(?<![A-Za-z0-9)}])!=")
 
 
 def from_plain_notation(text: str) -> str:
@@ -214,6 +223,7 @@ def from_plain_notation(text: str) -> str:
         return re.sub(r"\\text\{\s*([-+]?)\s*infinity\s*\}", r"\1\\infty", text)
     for sign, latex in _COMPARISONS:
         text = text.replace(sign, latex)
+    text = _NOT_EQUAL.sub(r"\\neq ", text)
     if "*" in text:
         text = re.sub(r"\*(?!10\^)", r"\\cdot ", text.replace("**", "^"))
     if not _LETTERS.search(text):

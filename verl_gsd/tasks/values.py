@@ -63,6 +63,10 @@ _MISREAD = re.compile(
             r"\\(?:approx|simeq|sim|angle|triangle|overline|vec|hat|gcd|lcm|partial|lim|to)(?![a-z])",
             r"\^\s*\{?\s*(?:T|\\top|\\intercal|\*|\\ast|\\prime|\\complement)\b",  # not powers
             r"\\frac\{d[a-zA-Z]?\}\{d",  # a derivative
+            r"(?<!\\sqrt)(?<!\\sqrt )\[[^()\[\]]*\]",  # brackets of Gauss
+            r"\\mathbf\{[^{}]*\}\s*\\times",  # a cross product
+            r"[A-Z]\s*\^\s*\{\s*-\s*1\s*\}\s*[A-Z]",  # matrices, which do not commute
+            r"[A-Z]\s*[A-Z]\s*\^\s*\{\s*-\s*1\s*\}",
         )
     )
 )
