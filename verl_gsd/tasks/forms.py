@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from verl_gsd.tasks.units import NOT_A_UNIT
 from verl_gsd.tasks.word_forms import in_usual_words
 
 _GREEK = (
@@ -548,6 +549,25 @@ def units_in_one_notation(text: str) -> str:
     return _POWERS_IN_TEXT.sub(lambda unit: _POWER.sub(r"^\1", unit[0]), text)
 
 
+_NAMED_VALUE = re.compile(
+    r"(?:\\text\{\s*(?P<words>[A-Za-z][A-Za-z ]*[A-Za-z])\s*(?:(?P<inside>[=:])\s*\}|\}\s*[=:])"
+    r"|\\angle\s*\{?(?P<corner>[A-Z])\}?\s*=)\s*(?P<value>[^=,;:<>]+)"
+)
+_RATIO_IN_WORDS = re.compile(r"([0-9]+)\s*(?:\\text\{\s*to\s*\}|to)\s*([0-9]+)")
+
+
+def named_value(text: str) -> str:
+    r"""A value after its name, as an equation: ``\text{Area: } 9`` is ``N_{area} = 9``. ``3 to 5`` is ``3:5``."""
+    if ratio := _RATIO_IN_WORDS.fullmatch(text):
+        return f"{ratio[1]}:{ratio[2]}"
+    named = _NAMED_VALUE.fullmatch(text)
+    words = (named["words"] or f"angle {named['corner']}").split() if named else []
+    if named is None or any(map(NOT_A_UNIT.fullmatch, words)) or len("".join(words)) < 3:
+        return text
+    name = words[0].lower() + "".join(words[1:])
+    return rf"N_{{{name}}} = {named['value']}"
+
+
 _RUN_OF_SPACE = re.compile(r"\s+")
 
 
@@ -562,6 +582,7 @@ def latex_form(text: str) -> str:
     text = in_usual_words(named_figures(text))
     text = _RUN_OF_SPACE.sub(" ", _SPACE.sub(" ", text))
     text = mixed_as_fraction(units_in_one_notation(text))
+    text = named_value(text)
     text = from_plain_notation(text) if _PLAIN.search(text) else text
     text = functions_in_one_notation(restated_as_equation(without_approximation(text)))
     return _RUN_OF_SPACE.sub(" ", undecorated(degrees(text)))
