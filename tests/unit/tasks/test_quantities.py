@@ -44,7 +44,8 @@ def test_a_unit_in_base_units(text, unit):
         (r"\sqrt{2}\text{ m}", r"1\text{ cm}", (r"(\sqrt{2}) \cdot \frac{100}{1}", "1")),
         (r"5\text{ m}", r"5\text{ kg}", None),
         (r"5\text{ m}", r"5\text{ m}^2", None),
-        (r"5\text{ apples}", r"5\text{ m}", (r"5\text{ apples}", "5")),
+        (r"5\text{ apples}", r"5\text{ m}", None),
+        (r"5\text{ apples}", "5", (r"5\text{ apples}", "5")),
         (r"5\text{ ft }6\text{ in}", r"66\text{ in}", (r"(\frac{11}{2}) \cdot \frac{12}{1}", "66")),
         (r"5\text{ cm }6\text{ cm}", r"5\text{ cm}", (r"5\text{ cm }6\text{ cm}", "5")),  # two answers
         (r"\$5", "5 €", None),
