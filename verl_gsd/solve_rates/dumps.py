@@ -211,8 +211,8 @@ def _filtered_files(groups: list[int], silent: Sequence[int]) -> list[int]:
 
     That is all files if none has a silent group. Otherwise it is a file in which that would be by chance with a
     probability below ``_CHANCE``. The silent rate is that of the nearest files before and after it that have silent
-    groups, the lower of the two, because the rate of a run changes as it learns. One group is added to each, so that a few
-    groups prove nothing.
+    groups, the lower of the two, because the rate of a run changes as it learns. One group is added to each, so that a
+    few groups prove nothing.
 
     Args:
         groups: groups per file, in the order of the steps.

@@ -64,11 +64,11 @@ class SolveRates:
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
         if self.mixed_groups:
             sentences.append(
-                f"All {self.mixed_groups} groups in {self.mixed_files} dumps of {self.path} are mixed. Dynamic sampling "
-                "(algorithm.filter_groups) evicts the silent groups, and verl dumps only what it trains on. If the run "
-                "had it in these steps, silent groups are understated below, and gain is overstated. No figure is "
-                "therefore called unbiased. Set --solve-rates to the folder of the verl-gsd run, whose records have "
-                "the evicted groups."
+                f"All {self.mixed_groups} groups in {self.mixed_files} dumps of {self.path} are mixed. Dynamic "
+                "sampling (algorithm.filter_groups) evicts the silent groups, and verl dumps only what it trains on. "
+                "If the run had it in these steps, silent groups are understated below, and gain is overstated. No "
+                "figure is therefore called unbiased. Set --solve-rates to the folder of the verl-gsd run, whose "
+                "records have the evicted groups."
             )
         if self.unmarked_files:
             sentences.append(
