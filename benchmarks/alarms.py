@@ -51,6 +51,7 @@ class Scenario:
         resumed: whether the run resumes after half of its steps, without the memory of earlier visits.
         signed: whether the verifier returns 1 and -1 as plain numbers, which verl takes for accuracies. The records are
             those of an older version, which left out the groups with a -1 and kept the others.
+        sources: number of data sources among which the prompts are divided equally.
         unrated: whether the verifier returns no ``acc``, so that verl validates the mean reward.
     """
 
@@ -68,6 +69,7 @@ class Scenario:
     filtered: bool = False
     resumed: bool = False
     signed: bool = False
+    sources: int = 1
     unrated: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -91,6 +93,12 @@ HEALTHY = {
     "resumed with a fresh memory": Scenario(law=(0.5, 0.5), prompts=300, resumed=True),
     "verdicts of -1 and 1": Scenario(law=(0.6, 1.4), held_out=100, signed=True),
     "rewards without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, unrated=True),
+    "500 steps per pass": Scenario(law=(0.2, 0.8), prompts=4000, batch=8, steps=1000, held_out=500),
+    "200 steps per pass, adaptive budget": Scenario(
+        law=(0.2, 0.8), prompts=1600, batch=8, steps=400, held_out=500, budget=True
+    ),
+    "8 data sources": Scenario(law=(0.3, 0.3), held_out=500, steps=60, sources=8),
+    "8 data sources without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, steps=60, sources=8, unrated=True),
 }
 
 
@@ -279,7 +287,7 @@ def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:
     values: dict[str, Any] = joined | {
         "attempt": np.ones(rows),
         "fate": fate,
-        "data_source": np.full(rows, "maths", dtype=object),
+        "data_source": np.array([f"maths{n}" if n else "maths" for n in of.prompt.ravel() % of.scenario.sources]),
         "index": of.prompt.ravel(),
         "kind": kind,
         "silent": pa.array(unanimous, mask=empty),
@@ -442,8 +450,12 @@ def upper_bound(count: int, runs: int) -> float:
 
 
 def is_true(name: str, scenario: Scenario) -> bool:
-    """Whether a finding states a fact of healthy runs of this kind: most of their groups are silent."""
-    return name == "silent" and min(scenario.law) < 0.6
+    """Whether a finding states a fact of healthy runs of this kind.
+
+    Most of their groups are silent, or their budget forgets visits before the prompts return.
+    """
+    is_forgetful = scenario.budget and scenario.prompts / scenario.batch >= 2 * HALF_LIFE
+    return (name == "silent" and min(scenario.law) < 0.6) or (name == "wrong_rates" and is_forgetful)
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
@@ -303,8 +304,17 @@ def test_a_problem_is_one_finding_with_an_override_that_helps(finder, steps, con
     assert finding.title and finding.text
     assert "nan" not in " ".join([finding.title, finding.text, *finding.overrides])
     assert finding in collect_findings(steps, config), "the page shows it"
+    for override in finding.overrides:
+        command = override.partition("#")[0]
+        assert set(re.sub(r"'[^']*'", "", command)).isdisjoint('{}[]()*?$&|;<>"~!'), "a shell changes it"
+        for word in shlex.split(command):
+            assert word.startswith(("verl-gsd", "judge", "calibrate", "FILE")) or "..." in word or parsed(word), word
     if "group/sizes_in_data" in steps:
         assert not any("rollout.n=" in line for line in finding.overrides), "it has no effect"
+
+
+def parsed(word):
+    return OverridesParser.create().parse_override(word)
 
 
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)

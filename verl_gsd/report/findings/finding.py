@@ -141,14 +141,17 @@ def is_rated(table: Columns) -> bool:
     return not np.nansum(column(table, "unrated"))
 
 
-def on_reward_scale(table: Columns, threshold: float) -> float:
+def on_reward_scale(table: Columns, threshold: float, spreads: str = "reward_spread") -> float:
     """A threshold for accuracies, in the units of the run's rewards; NaN if their spread is not known.
 
     Right and wrong responses in equal numbers have a standard deviation of 0.5. For rewards of 0 and 1, the threshold
     therefore stays what it is, and for rewards of -1 and 1 it is twice as large. Almost the largest spread of all steps
     is decisive: it is small as long as a policy solves almost nothing.
+
+    Args:
+        spreads: the column with the standard deviations of the rewards.
     """
-    spread = known_values(table, "reward_spread")
+    spread = known_values(table, spreads)
     return threshold * float(np.quantile(spread, 0.9)) / 0.5 if len(spread) else float("nan")
 
 

@@ -115,9 +115,9 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
-    This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
-    for them. The standard error is that of the same number of independent groups. A policy that learns fast solves
-    prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
+    This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), because the prior
+    has little weight for them. The standard error is that of the same number of independent groups. A policy that
+    learns fast solves prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
     """
     groups, observed, predicted, variance = (
         float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
