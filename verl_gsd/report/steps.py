@@ -47,8 +47,9 @@ def step_table(run: RunData) -> Columns:
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
       predict if all of them count the same, under the prior ``_PRIOR``.
-    - ``likely_{groups,silent,predicted,variance}``: sums over the groups that are likely to be mixed: their number, how
-      many are all right or all wrong, the prediction, and its variance. Responses to their prompts differed before,
+    - ``likely_{groups,silent,wrong,predicted,variance}``: sums over the groups that are likely to be mixed: their
+      number, how many are all right or all wrong, how many are not all right of these, the prediction, and its
+      variance. Responses to their prompts differed before,
       and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting. The
       larger of the two predictions counts: with forgetting, the prior has much weight for a prompt that was visited
       long ago; without, solve rates of long ago count as much as recent ones.
@@ -306,6 +307,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     predicted = float_column(records, "silent_predicted")
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
+    wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
     without_forgetting, has_differed = _predicted_without_forgetting(records)
     larger = np.maximum(predicted, without_forgetting)
     likely_mixed = has_differed & (larger < 0.5)
@@ -315,6 +317,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
         "likely_groups": sums.count(likely_mixed).astype(float),
         "likely_silent": sums.total(silent, likely_mixed),
+        "likely_wrong": sums.total(wrong, likely_mixed),
         "likely_predicted": sums.total(larger, likely_mixed),
         "likely_variance": sums.total(larger * (1 - larger), likely_mixed),
     }

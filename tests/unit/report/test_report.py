@@ -224,6 +224,7 @@ def slow_step_table(table):
             ),
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
+            "likely_wrong": sum(row["kind"] not in ("mixed", "all_right") for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
     return figures

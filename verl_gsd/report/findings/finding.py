@@ -48,10 +48,10 @@ class FindingThresholds:
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
-        noise: observed minus predicted share of silent groups, among groups that were predicted to be mixed.
+        noise: share of groups without a right response minus the predicted share of silent groups, among groups that
+            were predicted to be mixed.
         noise_groups: groups that this comparison needs.
         noise_errors: standard errors that the difference must exceed.
-        learned: growth of the accuracy of the rollouts above which earlier visits no longer predict silent groups.
         entropy: recent mean divided by initial mean, below which the policy collapses.
         length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
@@ -76,10 +76,9 @@ class FindingThresholds:
     failed: float = 0.02
     surplus: float = 0.2
     stale: float = 0.1
-    noise: float = 0.15
+    noise: float = 0.1
     noise_groups: int = 100
     noise_errors: float = 4.0
-    learned: float = 0.25
     entropy: float = 0.2
     length: float = 0.5
     clipped: float = 0.3
