@@ -16,7 +16,6 @@ from verl_gsd.report.findings.finding import (
     Finder,
     Finding,
     assigned,
-    initial_mean,
     numeric_value,
     percent,
     recent_mean,
