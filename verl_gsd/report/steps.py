@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import betaln
 
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
@@ -47,9 +48,9 @@ def step_table(run: RunData) -> Columns:
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
       predict if all of them count the same, under the prior ``_PRIOR``.
-    - ``likely_{groups,silent,wrong,predicted,variance}``: sums over the groups that are likely to be mixed: their
-      number, how many are all right or all wrong, how many are not all right of these, the prediction, and its
-      variance. Responses to their prompts differed before,
+    - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed: their number, how many are
+      all right or all wrong, and the prediction. ``likely_wrong{,_predicted,_variance}``: how many of these have no
+      right response, the prediction of this, and its variance. Responses to their prompts differed before,
       and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting. The
       larger of the two predictions counts: with forgetting, the prior has much weight for a prompt that was visited
       long ago; without, solve rates of long ago count as much as recent ones.
@@ -308,8 +309,9 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
-    without_forgetting, has_differed = _predicted_without_forgetting(records)
+    without_forgetting, of_wrong, has_differed = _predicted_without_forgetting(records)
     larger = np.maximum(predicted, without_forgetting)
+    larger_of_wrong = larger * of_wrong
     likely_mixed = has_differed & (larger < 0.5)
     return {
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
@@ -317,21 +319,24 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
         "likely_groups": sums.count(likely_mixed).astype(float),
         "likely_silent": sums.total(silent, likely_mixed),
-        "likely_wrong": sums.total(wrong, likely_mixed),
         "likely_predicted": sums.total(larger, likely_mixed),
-        "likely_variance": sums.total(larger * (1 - larger), likely_mixed),
+        "likely_wrong": sums.total(wrong, likely_mixed),
+        "likely_wrong_predicted": sums.total(larger_of_wrong, likely_mixed),
+        "likely_wrong_variance": sums.total(larger_of_wrong * (1 - larger_of_wrong), likely_mixed),
     }
 
 
-def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays, (N,) each.
+def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three arrays, (N,) each.
 
     - As the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null. The trainer
       forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
+    - The share of this probability that is of groups without a right response; NaN where it is.
     - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the prediction is
       NaN.
     """
     predicted: np.ndarray = np.full(len(records), np.nan)
+    of_wrong: np.ndarray = np.full(len(records), np.nan)
     has_differed: np.ndarray = np.zeros(len(records), dtype=bool)
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
@@ -342,8 +347,11 @@ def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.nda
         counts = [values[is_predicted] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
         correct, total, size = (values[row] for values in counts)
-        predicted[is_predicted] = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))[kind]
-    return predicted, has_differed
+        silent = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))
+        a, b = _PRIOR[0] + correct, _PRIOR[1] + total - correct
+        predicted[is_predicted] = silent[kind]
+        of_wrong[is_predicted] = (np.exp(betaln(a, b + size) - betaln(a, b)) / silent)[kind]
+    return predicted, of_wrong, has_differed
 
 
 def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

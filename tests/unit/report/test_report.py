@@ -225,6 +225,7 @@ def slow_step_table(table):
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
             "likely_wrong": sum(row["kind"] not in ("mixed", "all_right") for row in likely),
+            "likely_wrong_predicted": sum(predicted_wrong(row, table.to_pylist()) for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
     return figures
@@ -256,6 +257,14 @@ def predicted_by_all_visits(row, rows):
     for first, other in ((a, b), (b, a)):  # one factor per response, by the rule of succession
         silent += math.prod((first + drawn) / (first + other + drawn) for drawn in range(row["size"]))
     return silent
+
+
+def predicted_wrong(row, rows):
+    """The part of the larger prediction that is of groups without a right response, as without forgetting."""
+    right, total = earlier_counts(row, rows)
+    a, b, by_all = 0.5 + right, 0.5 + total - right, predicted_by_all_visits(row, rows)
+    wrong = math.prod((b + drawn) / (a + b + drawn) for drawn in range(row["size"]))
+    return max(row["silent_predicted"], by_all) * wrong / by_all
 
 
 def pass_at_k_by_subsets(rows, k):

@@ -48,8 +48,8 @@ class FindingThresholds:
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
-        noise: share of groups without a right response minus the predicted share of silent groups, among groups that
-            were predicted to be mixed.
+        noise: observed minus predicted share of groups without a right response, among groups that were predicted to
+            be mixed.
         noise_groups: groups that this comparison needs.
         noise_errors: standard errors that the difference must exceed.
         entropy: recent mean divided by initial mean, below which the policy collapses.
@@ -76,7 +76,7 @@ class FindingThresholds:
     failed: float = 0.02
     surplus: float = 0.2
     stale: float = 0.1
-    noise: float = 0.1
+    noise: float = 0.06
     noise_groups: int = 100
     noise_errors: float = 4.0
     entropy: float = 0.2

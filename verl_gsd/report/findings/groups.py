@@ -116,22 +116,23 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
     This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), because the prior
     has little weight for them. A policy that learns makes such groups all right, and nothing is wrong with that.
-    Therefore only groups without a right response count, and more of them than all silent groups that are predicted.
-    The standard error is that of the same number of independent groups.
+    Therefore only groups without a right response are compared with their prediction. The standard error is that of the
+    same number of independent groups.
     """
-    groups, silent, wrong, predicted, variance = (
+    groups, silent, predicted, wrong, wrong_predicted, variance = (
         float(np.nansum(column(table, f"likely_{name}")))
-        for name in ("groups", "silent", "wrong", "predicted", "variance")
+        for name in ("groups", "silent", "predicted", "wrong", "wrong_predicted", "wrong_variance")
     )
-    if groups < THRESHOLDS.noise_groups or (wrong - predicted) / groups <= THRESHOLDS.noise:
+    if groups < THRESHOLDS.noise_groups or (wrong - wrong_predicted) / groups <= THRESHOLDS.noise:
         return
-    if wrong - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
+    if wrong - wrong_predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
         temperature = numeric_value(config, _TEMPERATURE)
         yield Finding(
             "More groups are silent than earlier visits to their prompts predict",
             f"{groups:.0f} groups were expected to be mixed, because responses to their prompts differed before. "
             f"{percent(silent / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
-            f"{percent(wrong / groups)} had no right response, so that learning does not explain it. "
+            f"{percent(wrong / groups)} had no right response, {percent(wrong_predicted / groups)} were expected, so "
+            "that learning does not explain it. "
             "Possible causes: responses to one prompt depend on each other (a low temperature, shared seeds); the "
             "verifier fails for whole groups (timeouts, answers that it cannot parse); or the policy has changed much "
             "since the last visit.",
