@@ -2,9 +2,10 @@
 
     python benchmarks/alarms.py --runs 300
 
-In a healthy run, the policy never changes. Only chance moves its figures: which prompts a step visits, which responses
-are right, how long they are, and how a gradient's norm scatters. A finding in such a run is a false alarm. The only
-exceptions are findings that state a true fact of the run, such as a share of silent groups above one half.
+In a healthy run, the policy does not change, or it learns steadily. Only chance moves the other figures: which prompts
+a step visits, which responses are right, how long they are, and how a gradient's norm scatters. A finding in such a run
+is a false alarm. The only exceptions are findings that state a true fact of the run, such as a share of silent groups above
+one half.
 
 Each fault changes one thing at a size that matters to a user. Power is the share of such runs with the finding.
 """
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import typer
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from verl_gsd.extension import declarations, load
@@ -53,6 +55,7 @@ class Scenario:
             those of an older version, which left out the groups with a -1 and kept the others.
         sources: number of data sources among which the prompts are divided equally.
         unrated: whether the verifier returns no ``acc``, so that verl validates the mean reward.
+        learning: what the logit of every prompt's solve rate gains over the run.
     """
 
     law: tuple[float, float] = (1.0, 1.0)
@@ -71,6 +74,7 @@ class Scenario:
     signed: bool = False
     sources: int = 1
     unrated: bool = False
+    learning: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +103,8 @@ HEALTHY = {
     ),
     "8 data sources": Scenario(law=(0.3, 0.3), held_out=500, steps=60, sources=8),
     "8 data sources without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, steps=60, sources=8, unrated=True),
+    "a policy that learns": Scenario(prompts=1500, learning=2.0, steps=160),
+    "a policy that learns, adaptive budget": Scenario(prompts=1500, learning=2.0, steps=160, budget=True),
 }
 
 
@@ -147,6 +153,7 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
     order = np.concatenate([rng.permutation(scenario.prompts) for _ in range(passes)])[: steps * batch]
     prompt = order.reshape(steps, batch)
     held_out = rng.beta(*scenario.law, scenario.held_out)
+    done, validated = (np.linspace(0, 1, count)[:, None] for count in (steps, scenario.validations))
     responses = batch * scenario.size
     metrics = {
         "actor/grad_norm": 0.2 * np.exp(0.6 * rng.normal(size=steps)),
@@ -174,8 +181,8 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
         rng,
         scenario,
         prompt,
-        rates[prompt],
-        np.broadcast_to(held_out, (scenario.validations, scenario.held_out)).copy(),
+        expit(logit(rates[prompt]) + scenario.learning * done),
+        expit(logit(held_out) + scenario.learning * validated),
         np.zeros((steps, batch), bool),
         np.full(steps, 400.0),
         np.zeros((steps, batch), int),
