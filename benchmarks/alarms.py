@@ -4,8 +4,8 @@
 
 In a healthy run, the policy does not change, or it learns steadily. Only chance moves the other figures: which prompts
 a step visits, which responses are right, how long they are, and how a gradient's norm scatters. A finding in such a run
-is a false alarm. The only exceptions are findings that state a true fact of the run, such as a share of silent groups above
-one half.
+is a false alarm. The only exceptions are findings that state a true fact of the run, such as a share of silent groups
+above one half.
 
 Each fault changes one thing at a size that matters to a user. Power is the share of such runs with the finding.
 """
