@@ -19,10 +19,19 @@ class ForeignJudgeError(Exception):
     """Another user of this machine would receive the key, so that nothing was sent."""
 
 
+class NoListenerError(Exception):
+    """Nobody listens any more at the address of a new connection, so that nothing was sent.
+
+    Who accepted the connection is then not certain: Linux shows root for some connections that the kernel itself
+    accepts for a user (AF_SMC).
+    """
+
+
 def check_async(request: Any, key: str) -> None:
     """Make an httpx client check a new connection for ``request`` before it sends anything over it.
 
-    Clients raise ``ForeignJudgeError`` if the connection leads to another user. Requests without a key, requests of
+    Clients raise ``ForeignJudgeError`` if the connection leads to another user, and ``NoListenerError`` if the server
+    does not listen any more. Requests without a key, requests of
     other schemes than http, and connections to other machines are not checked.
 
     Args:
@@ -32,7 +41,7 @@ def check_async(request: Any, key: str) -> None:
     async def check(event: str, info: Mapping[str, Any]) -> None:
         if (stream := _new_connection(event, info)) and (problem := _problem(stream)):
             await stream.aclose()
-            raise ForeignJudgeError(problem)
+            raise problem
 
     if _needs_check(request, key):
         request.extensions["trace"] = check
@@ -44,7 +53,7 @@ def check_sync(request: Any, key: str) -> None:
     def check(event: str, info: Mapping[str, Any]) -> None:
         if (stream := _new_connection(event, info)) and (problem := _problem(stream)):
             stream.close()
-            raise ForeignJudgeError(problem)
+            raise problem
 
     if _needs_check(request, key):
         request.extensions["trace"] = check
@@ -64,19 +73,20 @@ def _new_connection(event: str, info: Mapping[str, Any]) -> Any:
     return info["return_value"] if event.endswith(".connect_tcp.complete") else None
 
 
-def _problem(stream: Any) -> str:
-    """Who else would receive the key; an empty string if only this user, root or a trusted user would."""
+def _problem(stream: Any) -> ForeignJudgeError | NoListenerError | None:
+    """Why the key must not be sent; None if only this user, root or a trusted user would receive it."""
     own, peer = (stream.get_extra_info(name)[:2] for name in ("client_addr", "server_addr"))
     users = listeners.users_of_connection(own, peer)
     if users is None:  # another machine
-        return ""
+        return None
+    listening = listeners.listening_users(*peer) or set()
     try:
-        foreign = listeners.foreign_user(users, listeners.TRUSTED_JUDGE)
+        foreign = listeners.foreign_user(users | listening, listeners.TRUSTED_JUDGE)
     except ConfigError as error:
-        return str(error)
+        return ForeignJudgeError(str(error))
     if foreign is None:
-        return ""
-    return (
+        return None if listening else NoListenerError("the judge's server does not listen any more")
+    return ForeignJudgeError(
         f"another user of this machine (id {foreign}) listens there and would receive the judge's key. Nothing was "
         f"sent. Set the URL to your own server. If the server needs no key, unset its variable. If you trust that "
         f"user, set {listeners.TRUSTED_JUDGE}={foreign}."

@@ -139,7 +139,7 @@ class OpenAIClient:
             failure: JudgementError = JudgementError("timed_out", f"no answer within {self._timeout_s} s")
         except openai.APIStatusError as error:
             failure = _StatusError(error.status_code, error.response.headers.get("retry-after", ""))
-        except (openai.APIConnectionError, key_receiver.ForeignJudgeError) as error:
+        except (openai.APIConnectionError, key_receiver.ForeignJudgeError, key_receiver.NoListenerError) as error:
             foreign = key_receiver.foreign_judge(error)
             failure = (
                 JudgementError("refused", str(foreign)) if foreign else JudgementError("connection", "no connection")

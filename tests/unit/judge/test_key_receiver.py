@@ -150,6 +150,18 @@ def test_connections_of_both_http_libraries_are_checked(library):
     assert server.headers == []
 
 
+@pytest.mark.parametrize("accepted_by", [set(), {0}])
+def test_a_connection_to_an_address_at_which_nobody_listens_gets_no_key(monkeypatch, accepted_by):
+    """The kernel shows root for some connections that it accepts for a user, who can close the listener afterwards."""
+    monkeypatch.setattr(listeners, "users_of_connection", lambda *_: accepted_by)
+    monkeypatch.setattr(listeners, "listening_users", lambda *_: set())
+    with HostileServer(MODELS, completion("7")) as server:
+        failure = ask(server.url)
+        with pytest.raises(ValueError, match="no judge answers at this URL"):
+            served_model(JudgeSettings.of({"base_url": server.url}))
+    assert failure.reason == "connection" and server.headers == []
+
+
 def test_the_error_is_found_where_openai_wraps_it():
     """Versions before 3 do, and version 3 does not."""
     error, wrapping = key_receiver.ForeignJudgeError("x"), ValueError()
