@@ -459,10 +459,12 @@ def upper_bound(count: int, runs: int) -> float:
 def is_true(name: str, scenario: Scenario) -> bool:
     """Whether a finding states a fact of healthy runs of this kind.
 
-    Most of their groups are silent, or their budget forgets visits before the prompts return.
+    Most of their groups are silent, their budget forgets visits before the prompts return, or its solve rates are
+    outdated because the policy learns.
     """
-    is_forgetful = scenario.budget and scenario.prompts / scenario.batch >= 2 * HALF_LIFE
-    return (name == "silent" and min(scenario.law) < 0.6) or (name == "wrong_rates" and is_forgetful)
+    is_forgetful = scenario.prompts / scenario.batch >= 2 * HALF_LIFE
+    is_outdated = scenario.budget and (is_forgetful or scenario.learning > 0)
+    return (name == "silent" and min(scenario.law) < 0.6) or (name == "wrong_rates" and is_outdated)
 
 
 def table(figures: dict[str, Any]) -> str:
