@@ -207,7 +207,8 @@ def _is_word(word: str) -> bool:
 def _has_other_values(evaluation: list[str], training: list[str]) -> bool:
     """Whether ``evaluation`` has another number, or another sign, in the place of one: after the same word.
 
-    After a number, letter or sign, a sign for a word counts too: there an expression goes on that ended before.
+    After a number, letter or sign, a sign in the place of a word counts, too: one expression continues where the other
+    one ends.
     """
     ours, theirs = (Counter(pairwise(("", *text_words, ""))) for text_words in (evaluation, training))
     ours, theirs = ours - theirs, theirs - ours
