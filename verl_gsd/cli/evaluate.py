@@ -72,10 +72,12 @@ def evaluate(
 
     If interrupted, run the same command to resume.
     """
+    from verl_gsd.checkpoints import step_of
     from verl_gsd.cli.evaluate_tables import results_table, write_summary
     from verl_gsd.errors import ConfigError
     from verl_gsd.evaluation.run import Sampling, lock_output, resolve_model
     from verl_gsd.evaluation.run import evaluate as evaluate_model
+    from verl_gsd.run.trust import real_run
 
     try:
         if not 0 < top_p <= 1:
@@ -88,6 +90,8 @@ def evaluate(
             raise ValueError("--verifier-url and --verifier-model only work together. Use both, or neither")
         llm_verifier = _llm_verifier(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
+        if step_of(Path(checkpoint)) is not None and Path(checkpoint).is_dir():
+            real_run(Path(checkpoint).parent)  # before something is written or read there
         folder = output or _checked_default_output(checkpoint)
         others = _read_others(against, benches)
         out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)

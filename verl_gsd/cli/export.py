@@ -60,7 +60,7 @@ def export(
     try:
         checkpoint = find_checkpoint(checkpoint)
         # Once, so that it is one and the same run that is examined and read.
-        checkpoint = checkpoint.parent.resolve() / checkpoint.name
+        checkpoint = run_trust.real_run(checkpoint.parent) / checkpoint.name
         shard_paths(checkpoint)
         check_target(folder)
         api = HfApi()

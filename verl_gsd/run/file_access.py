@@ -148,6 +148,24 @@ def open_default(folder: Path) -> str:
     )
 
 
+def real_path(path: Path) -> tuple[Path, str]:
+    """Where ``path`` leads, and how another user could have chosen that by a symbolic link.
+
+    Both are of one walk along the path, so that nobody can exchange a link in between.
+
+    Returns:
+        (``path`` without symbolic links; an empty string if no link in it is another user's or replaceable by one).
+
+    Raises:
+        OSError: as for ``replaceable_target``.
+    """
+    place, problem, earlier = Path("/"), "", ""
+    for place, found, is_link in _steps(path):
+        earlier = earlier or found
+        problem = problem or (earlier if is_link else "")  # what lies behind the last link does not change it
+    return place, problem
+
+
 def replaceable_target(link: Path) -> str:
     """How another user could make the symbolic link ``link`` lead elsewhere; an empty string if nobody can.
 
@@ -157,25 +175,32 @@ def replaceable_target(link: Path) -> str:
     Raises:
         OSError: it leads nowhere, or in a circle.
     """
-    return next(_replaceable_steps(link), "")
+    return next((problem for _, problem, _ in _steps(link) if problem), "")
 
 
-def _replaceable_steps(link: Path) -> Iterator[str]:
+def _steps(link: Path) -> Iterator[tuple[Path, str, bool]]:
+    """The names that the kernel looks for on the way of a path: (place, problem, whether it is a symbolic link).
+
+    The place is the path so far without symbolic links. The problem is how another user could replace what has this
+    name; an empty string if nobody can.
+    """
     folder, names, links = Path("/"), list(link.absolute().parts[1:]), 0
     while names:
         name = names.pop(0)
         if name == "..":
             folder = folder.parent
+            yield folder, "", False
             continue
-        if problem := _renaming_problem(folder):
-            yield problem
+        problem = _renaming_problem(folder)
         path = folder / name
         status = path.lstat()
         if not stat.S_ISLNK(status.st_mode):
             folder = path
+            yield folder, problem, False
             continue
-        if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(path, status):
-            yield f"the link {path} belongs to user id {status.st_uid}"
+        if not problem and status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(path, status):
+            problem = f"the link {path} belongs to user id {status.st_uid}"
+        yield folder, problem, True
         links += 1
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))

@@ -122,6 +122,25 @@ def distrust(run: RunDirectory) -> str | None:
         return f"its files cannot be examined ({error.strerror})"
 
 
+def real_run(path: Path) -> Path:
+    """The folder of the run ``path`` without symbolic links, if no other user chose where it is.
+
+    Another user could offer a run that is a link to a private one of this user, whose model or figures the user would
+    then publish as those of the other.
+
+    Raises:
+        ConfigError: a link in ``path`` is another user's or could be replaced by one. The message names the folder.
+        OSError: ``path`` does not exist, or is a circle of links.
+    """
+    real, problem = file_access.real_path(path)
+    if problem:
+        raise ConfigError(
+            f"{path}: a link leads to {real}, and another user could have chosen that: {problem}. It was not read. "
+            f"Use {real}, if that is the run that you want"
+        )
+    return real
+
+
 def _read_words(run: RunDirectory) -> bytes:
     """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
     try:
