@@ -49,8 +49,7 @@ def report(
         fail(f"--output {page}: not an .html file. Use a file name that ends in .html")
     try:
         for run in runs:
-            if run.exists():
-                real_run(run)
+            real_run(run)
         if watch:
             serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"))
             return

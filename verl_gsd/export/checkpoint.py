@@ -158,11 +158,11 @@ def open_checkpoint(checkpoint: Path, distrust: str | None) -> Iterator[OpenChec
     checkpoint of the user who exports it. In the user's own runs, it may lead to another disk.
 
     Args:
-        checkpoint: its run is named without symbolic links, as ``trust.real_run`` does.
+        checkpoint: the path of its run has no symbolic links, as ``trust.real_run`` returns it.
         distrust: as in ``weights.Origins``.
 
     Raises:
-        ConfigError: it is such a link, the run is one by now, or it cannot be opened.
+        ConfigError: it is such a link, the run has become one, or it cannot be opened.
     """
     with ExitStack() as closing:
         try:
@@ -174,8 +174,8 @@ def open_checkpoint(checkpoint: Path, distrust: str | None) -> Iterator[OpenChec
             raise ConfigError(f"{checkpoint}: cannot be opened: {error.strerror}") from error
         if (place := place_of(run)) != checkpoint.parent:
             raise ConfigError(
-                f"{checkpoint}: a link has replaced the run's folder, and leads to {place}. It was not read. Use {place}"
-                ", if that is the run that you want"
+                f"{checkpoint}: a link has replaced the run's folder, and leads to {place}. It was not read. Use "
+                f"{place} instead, if that is what you want"
             )
         place = place_of(descriptor)
         if distrust is not None and not place.is_relative_to(place_of(run)):

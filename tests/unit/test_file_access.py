@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from acls import grant, set_default
 
-from verl_gsd.run import file_access
+from verl_gsd import file_access
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534
