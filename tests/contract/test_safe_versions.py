@@ -6,11 +6,15 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import tomllib
 from jinja2 import Undefined
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from packaging.requirements import Requirement
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).parents[2]
 
