@@ -230,8 +230,29 @@ def _gain_with_term(
         log_choose = -betaln(k + 1, of_size - k + 1) - np.log(of_size + 1)
         chance = np.exp(log_choose + betaln(right[at] + k, wrong[at] + of_size - k) - log_beta[at])
         noncentrality = k * (of_size - k) / (of_size * variance[at])
-        moment[at] += chance * hyp1f1(-power, half[at], -noncentrality / 2)
+        moment[at] += chance * _growth(power, half[at], noncentrality / 2)
     return np.exp(log_scale) * moment * ((size - ddof) / size) ** (alpha / 2)
+
+
+def _growth(power: float, half: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """1F1(-power; half; -rate): a moment of a noncentral chi-square variable, divided by that of the central one.
+
+    scipy's function is infinite or NaN for some arguments with ``half`` above 60. There we sum over j, which has a
+    Poisson distribution with this rate: given j, the variable is a central chi square with half + j.
+
+    Args:
+        half: (B,), half of the degrees of freedom.
+        rate: (B,), half of the noncentrality.
+    """
+    found = hyp1f1(-power, half, -rate)
+    wrong = np.flatnonzero(~np.isfinite(found))
+    for one, other in np.unique(np.stack([half[wrong], rate[wrong]], axis=1), axis=0):
+        width = 12 * np.sqrt(other) + 30
+        j = np.arange(max(0, int(other - width)), int(other + width) + 1)
+        log_chance = j * np.log(other) - other - gammaln(j + 1)
+        log_moment = gammaln(one + power + j) - gammaln(one + j) - gammaln(one + power) + gammaln(one)
+        found[wrong[(half[wrong] == one) & (rate[wrong] == other)]] = np.exp(log_chance + log_moment).sum()
+    return found
 
 
 def _normal_gain(size: np.ndarray, alpha: float, ddof: int) -> np.ndarray:

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from scipy.integrate import quad
 from scipy.special import roots_sh_jacobi
-from scipy.stats import chi
+from scipy.stats import binom, chi
 
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
@@ -315,6 +316,38 @@ def test_the_gain_with_a_normal_term_is_exact(alpha):
     counts, known = (np.array([rate * 1e8]), np.array([1e8]), np.array([2])), {"prior": PRIOR, "ddof": 0, "eps": 0.0}
     (ratio,) = gain_ratios(*counts, 5, terms=spread**2, alpha=alpha, **known)
     assert ratio == pytest.approx(gains[0] / gains[1], rel=0.01)
+
+
+@pytest.mark.parametrize("size", [2, 128, 512, 1024])
+@pytest.mark.parametrize("variance", [1e-3, 0.01, 0.1, 1.0])
+def test_the_gain_with_a_normal_term_is_finite_and_right_in_large_groups(size, variance):
+    """scipy's 1F1 is infinite for some of these arguments at alpha 1."""
+    rate = 0.02
+    counts = np.array([rate * 1e9]), np.array([1e9]), np.array([size])
+    gains = []
+    for groups in (size, 8):
+        k = np.flatnonzero(binom.pmf(np.arange(groups + 1), groups, rate) > 1e-12)
+        chance = binom.pmf(k, groups, rate)
+        noncentral = k * (groups - k) / (groups * variance)
+        roots = [root_of_noncentral(groups - 1, value) for value in noncentral]
+        gains.append(float(chance @ roots) * math.sqrt(variance / groups) * math.sqrt((groups - 1) / groups))
+    known = {"prior": PRIOR, "alpha": 1.0, "ddof": 1, "eps": 0.0}
+    (ratio,) = gain_ratios(*counts, 8, terms=variance, **known)
+    assert ratio == pytest.approx(gains[1] / gains[0], rel=1e-5)
+
+
+def root_of_noncentral(freedom, noncentrality):
+    """E[sqrt(X)] of a noncentral chi square X, from its Laplace transform E[exp(-t X)].
+
+    sqrt(x) is the integral of (1 - exp(-t x)) t^(-3/2) over t > 0, divided by 2 sqrt(pi).
+    """
+
+    def transform(log_t):
+        t = math.exp(log_t)
+        log_laplace = -freedom / 2 * math.log1p(2 * t) - noncentrality * t / (1 + 2 * t)
+        return -math.expm1(log_laplace) * math.exp(-log_t / 2)
+
+    return quad(transform, -40, 60, limit=500, epsabs=0, epsrel=1e-9)[0] / (2 * math.sqrt(math.pi))
 
 
 def one_group(rewards, verdicts):
