@@ -56,7 +56,11 @@ def commands_page() -> str:
     panels: dict[str, list[str]] = {}
     for panel, section in _sections_of_commands(root, context):
         panels.setdefault(panel, []).append(section)
-    lines = ["# Commands", "", "This page is made from the command line itself. `verl-gsd COMMAND --help` shows the same."]
+    lines = [
+        "# Commands",
+        "",
+        "This page is made from the command line itself. `verl-gsd COMMAND --help` shows the same.",
+    ]
     for panel, sections in panels.items():
         lines += ["", f"## {panel}", "", *sections]
     return "\n".join(lines) + "\n"
@@ -117,7 +121,7 @@ def settings_page() -> str:
         "",
         "## algorithm.gsd",
         "",
-        "Every `algo=` sets `alpha`, the exponent of sigma: 1 is GRPO, 0 is Dr. GRPO. `algo/_base.yaml` has the others:",
+        "Every `algo=` sets `alpha`, the exponent of sigma: 1 is GRPO, 0 is Dr. GRPO. The file of the others:",
         "",
         *_file("algo", "_base"),
         *_section("limits", LimitSettings),
@@ -130,7 +134,7 @@ def settings_page() -> str:
 def _section(name: str, model: type[SectionSettings]) -> Iterator[str]:
     """The heading, first sentence and table of one section's keys."""
     about, words, in_files = _attributes(model), _words_with(name), _values_in_files(name)
-    yield from ("", f"## algorithm.gsd.{name}", "", _escaped(inspect.getdoc(model).partition("\n")[0]), "")
+    yield from ("", f"## algorithm.gsd.{name}", "", _escaped((model.__doc__ or "").partition("\n")[0]), "")
     if words:
         yield from (f"Brought by {', '.join(f'`{word}`' for word in words)}.", "")
     rows = []
@@ -144,7 +148,7 @@ def _section(name: str, model: type[SectionSettings]) -> Iterator[str]:
 def _attributes(model: type) -> dict[str, str]:
     """Key -> its text under ``Attributes:`` in a docstring. Two keys can share an entry."""
     _, _, listed = (inspect.getdoc(model) or "").partition("Attributes:\n")
-    texts = {}
+    texts: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\S)", "\n" + listed.partition("\n\n")[0]):
         names, _, text = " ".join(entry.split()).partition(": ")
         texts |= dict.fromkeys(names.split(", "), text)
