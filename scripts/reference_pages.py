@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,17 +96,19 @@ def _command(command: Any, context: Any) -> str:
 
 
 def _prose(text: str) -> Iterator[str]:
-    r"""Help text as Markdown. Paragraphs after a line ``\b``, and lines that run a command, are code."""
+    """Help text as Markdown. A paragraph with a command line is code, except its lines that end in ``:``."""
+    lines: list[tuple[bool, str]] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-        lines = paragraph.splitlines()
-        is_code = bool(lines) and (lines[0].strip() == "\b" or all(re.match(r"\s{2,}|\$ ", line) for line in lines))
-        if is_code or any(line.lstrip().startswith("verl-gsd ") for line in lines):
-            kept = [line.strip() for line in lines if line.strip() != "\b"]
-            titles = [line for line in kept if line.endswith(":")]
-            yield from (_escaped(title) for title in titles)
-            yield from ("", "```bash", *(line for line in kept if line not in titles), "```", "")
-        elif paragraph.strip():
-            yield from (_escaped(" ".join(paragraph.split())), "")
+        stated = [line.strip() for line in paragraph.splitlines() if line.strip() not in ("", "\b")]
+        if any(line.startswith("verl-gsd ") for line in stated):
+            lines += [(not line.endswith(":"), line) for line in stated]
+        elif stated:
+            lines.append((False, " ".join(stated)))
+    for is_code, block in itertools.groupby(lines, key=lambda line: line[0]):
+        texts = [line for _, line in block]
+        yield from (
+            ("```bash", *texts, "```", "") if is_code else (part for one in texts for part in (_escaped(one), ""))
+        )
 
 
 def settings_page() -> str:
@@ -117,7 +120,7 @@ def settings_page() -> str:
         "An unknown key or a wrong value is rejected before Ray starts, with what to set instead.",
         "",
         "An extension takes part in a run if the config has its section. [Choices](choices.md) shows the files that",
-        "bring these sections, with the other keys that they set.",
+        "add these sections, with the other keys that they set.",
         "",
         "## algorithm.gsd",
         "",
@@ -136,7 +139,7 @@ def _section(name: str, model: type[SectionSettings]) -> Iterator[str]:
     about, words, in_files = _attributes(model), _words_with(name), _values_in_files(name)
     yield from ("", f"## algorithm.gsd.{name}", "", _escaped((model.__doc__ or "").partition("\n")[0]), "")
     if words:
-        yield from (f"Brought by {', '.join(f'`{word}`' for word in words)}.", "")
+        yield from (f"Words that add it to a run: {', '.join(f'`{word}`' for word in words)}.", "")
     rows = []
     for key, field in model.model_fields.items():
         default = in_files.get(key, None if field.is_required() else field.get_default(call_default_factory=False))
@@ -156,7 +159,7 @@ def _attributes(model: type) -> dict[str, str]:
 
 
 def _words_with(name: str) -> list[str]:
-    """The words of a command line that bring the section ``algorithm.gsd.<name>``."""
+    """The words of a command line that add the section ``algorithm.gsd.<name>``."""
     return [f"{group}={choice}" for group, choice in _choices_with(name)]
 
 

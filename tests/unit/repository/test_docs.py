@@ -11,6 +11,7 @@ import sys
 import pytest
 import third_party
 import typer
+from messages_of_code import HOLE, texts
 from omegaconf import OmegaConf
 from places import ROOT
 
@@ -173,3 +174,41 @@ def test_the_check_of_the_table_fails_where_the_page_is_old(compatibility, monke
     page.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
         compatibility.main()
+
+
+#: Parts of names of metrics: those of verl and of other tools are not ours to explain.
+OUR_METRICS = (
+    *("budget", "dagrpo", "dial", "draw", "exact", "group", "gvpo", "hadw", "judge", "prompts", "reward", "sampler"),
+    *("silent_groups", "val", "verifier"),
+)
+
+
+def with_alternatives(name):
+    """``a/{b,c}`` as ``a/b`` and ``a/c``."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", name)
+    if found is None:
+        return [name]
+    before, after = name[: found.start()], name[found.end() :]
+    return [one for part in found[1].split(",") for one in with_alternatives(before + part + after)]
+
+
+def test_every_metric_of_the_code_is_on_a_page():
+    """A table of a recipe has the names without the section that its metrics share: ``mse`` for ``gvpo/mse``."""
+    named, short = set(), {}
+    for page in PAGES:
+        code = {one for text in re.findall(r"`([^`\n]+)`", page.read_text()) for one in with_alternatives(text)}
+        named |= code
+        if page.parent.parent.name == "recipes":
+            short[page.parent.name] = code
+    short["judge"] = short["dagrpo"]
+    metrics = re.compile(rf"(?:{'|'.join(OUR_METRICS)})/[\w{HOLE}/@]+(?<!/)")
+    ours = {of.text for of in texts() if metrics.fullmatch(of.text)}
+    assert len(ours) > 80
+    missing = []
+    for name in sorted(ours):
+        section, _, rest = name.partition("/")
+        places = [(name, named), *((tail, short.get(section, set())) for tail in (rest, rest.rpartition("/")[2]))]
+        patterns = [(re.escape(text).replace(re.escape(HOLE), r"[\w@/]+"), place) for text, place in places]
+        if not any(re.fullmatch(pattern, one) for pattern, place in patterns for one in place):
+            missing.append(name)
+    assert missing == []
