@@ -212,3 +212,13 @@ def test_every_metric_of_the_code_is_on_a_page():
         if not any(re.fullmatch(pattern, one) for pattern, place in patterns for one in place):
             missing.append(name)
     assert missing == []
+
+
+def test_the_reward_function_of_the_page_on_verifying_returns_what_the_page_says():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "verify.md").read_text(), re.DOTALL)
+    there: dict = {}
+    exec(block, there)
+    score = there["compute_score"]
+    assert score("mine", "Two and two.\n4\n", "4") == {"score": 1.0, "acc": 1.0}
+    assert score("mine", "x" * 5000 + "\n4", "4") == {"score": 0.9, "acc": 1.0}
+    assert score("mine", "", "4", extra_info={"index": 1}) == {"score": 0.0, "acc": 0.0}
