@@ -80,6 +80,7 @@ def _read_curves(
     """
     from verl_gsd.compare.comparison_file import read_curves
     from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
+    from verl_gsd.run.trust import real_run
 
     curves: list[Curve] = []
     notices: list[str] = []
@@ -87,6 +88,7 @@ def _read_curves(
     words_by_path: dict[Path, str] = {}
     for word in runs:
         label, path = _split_label(word)
+        real_run(path)
         if not path.exists():
             raise ValueError(f"{path}: does not exist. Use a run directory or a JSON file that --output wrote")
         if (twin := words_by_path.setdefault(path.resolve(), word)) != word:

@@ -48,6 +48,7 @@ def export(
     from huggingface_hub import HfApi
     from transformers.utils import logging as transformers_logging
 
+    from verl_gsd.checkpoints import step_of
     from verl_gsd.cli.evaluate import default_output
     from verl_gsd.export.checkpoint import find_checkpoint, shard_paths
     from verl_gsd.export.hub import check_login, upload
@@ -58,9 +59,11 @@ def export(
 
     transformers_logging.disable_progress_bar()
     try:
-        checkpoint = find_checkpoint(checkpoint)
-        # Once, so that it is one and the same run that is examined and read.
-        checkpoint = checkpoint.parent.resolve() / checkpoint.name
+        # Without links once and for all, so that it is one and the same run that is examined and read.
+        if step_of(checkpoint) is None:
+            checkpoint = find_checkpoint(run_trust.real_run(checkpoint))
+        else:
+            checkpoint = run_trust.real_run(checkpoint.parent) / checkpoint.name
         shard_paths(checkpoint)
         check_target(folder)
         api = HfApi()

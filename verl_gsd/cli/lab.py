@@ -87,10 +87,12 @@ def _reject_options(context: typer.Context) -> None:
 
 def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
     from verl_gsd.lab.prompts import measured, mixture
+    from verl_gsd.run.trust import real_run
     from verl_gsd.solve_rates import read_solve_rates
 
     if path is None:
         return mixture()
+    real_run(path)
     rates = read_solve_rates(path, **options)
     for notice in rates.notices():
         out.print(notice, markup=False, highlight=False, soft_wrap=True)

@@ -61,6 +61,7 @@ def plan(
     """Show expected silent groups, signal and gradient shares from solve rates, and allocate rollouts to prompts."""
     from verl_gsd.cli import plan_allocate, plan_tables
     from verl_gsd.planning import summary
+    from verl_gsd.run.trust import real_run
     from verl_gsd.solve_rates import read_solve_rates
     from verl_gsd.solve_rates.allocating import write_allocation
 
@@ -78,6 +79,7 @@ def plan(
             "prompts."
         )
     try:
+        real_run(solve_rates)
         rates = read_solve_rates(
             solve_rates,
             column=column,

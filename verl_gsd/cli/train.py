@@ -219,12 +219,16 @@ def _chosen_checkpoint(line: Line) -> Path | None:
     """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN.
 
     RUN is without symbolic links. The checkpoint itself may be a link to another disk.
+
+    Raises:
+        ConfigError: as for ``trust.real_run``.
     """
     from verl_gsd.checkpoints import step_of
+    from verl_gsd.run.trust import real_run
 
     if line.resume is None or step_of(line.resume) is None:
         return None
-    return line.resume.parent.resolve() / line.resume.name
+    return real_run(line.resume.parent) / line.resume.name
 
 
 def _line_to_resume(line: Line) -> Line:
@@ -234,12 +238,12 @@ def _line_to_resume(line: Line) -> Line:
     from verl_gsd.run.compose import parse_line
     from verl_gsd.run.kept_settings import settings_of_state
     from verl_gsd.run.own_data import sizes_of_run
-    from verl_gsd.run.trust import stored_words
+    from verl_gsd.run.trust import real_run, stored_words
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
     checkpoint = _chosen_checkpoint(line)
-    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.resolve())
+    run = RunDirectory(checkpoint.parent if checkpoint else real_run(line.resume))
     if checkpoint and not checkpoint.is_dir():
         raise ConfigError(f"resume={line.resume}: does not exist. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():

@@ -77,8 +77,10 @@ def verify(
     The pairs that a second opinion decides differently are marked: math-verify alone, or an LLM.
     """
     from verl_gsd.evaluation.pairs import ComparedPair, PairColumns, decide_all, read_pairs
+    from verl_gsd.run.trust import real_run
 
     try:
+        real_run(file)
         ask_second = _second_opinion(verifier_url, verifier_model)
         is_llm = verifier_url is not None
         if problem_column is not None and not is_llm:

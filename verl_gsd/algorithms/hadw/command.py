@@ -30,10 +30,12 @@ def audit_bias(
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
     from verl_gsd.records import read_records, with_valid_accuracies
+    from verl_gsd.run.trust import real_run
 
     if preset == "off":
         fail("--preset off: this preset has no factors. Use soft, hard, paper, fixed, or a number.")
     try:
+        real_run(run)
         records = with_valid_accuracies(read_records(run))
         if not len(records):
             fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")
