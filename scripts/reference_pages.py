@@ -251,9 +251,13 @@ def _histograms(declaration: Declaration) -> Iterator[str]:
 
 
 def recipe_page(folder: str) -> str:
-    """The README of a folder of recipes, under the title of its page."""
+    """The README of a folder of recipes, under the title of its page. Pages that it names become links."""
     text = (ROOT / "recipes" / folder / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"\A# .*", f"# {RECIPES[folder]}", text)
+    text = re.sub(r"\A# .*", f"# {RECIPES[folder]}", text)
+    text = re.sub(r"`docs/([\w-]+\.md)`", r"[`\1`](../\1)", text)
+    text = text.replace("`recipes/README.md`", "[Recipes](index.md)")
+    folders = "|".join(filter(None, RECIPES))
+    return re.sub(rf"`recipes/({folders})`", r"[`recipes/\1`](\1.md)", text)
 
 
 def pages() -> dict[str, Callable[[], str]]:

@@ -163,6 +163,7 @@ def test_the_page_of_figures_has_every_declared_name(reference):
 def test_every_folder_of_recipes_has_a_page(reference):
     folders = {path.parent.name for path in ROOT.glob("recipes/*/README.md")}
     assert {*folders, ""} == set(reference.RECIPES)
+    assert "](../hardware.md)" in reference.recipe_page("") and "](index.md)" in reference.recipe_page("gsd")
 
 
 def quoted():
