@@ -233,7 +233,12 @@ class Declaration:
         commands: name -> a function that typer turns into a command of ``verl-gsd``, as ``"module:function"``. A name
             ``judge NAME`` belongs to the group ``judge``. ``verl-gsd --help`` imports the module, so import heavy
             packages inside the function.
-        configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
+        configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``. ``verl-gsd algos`` shows the
+            first sentence of the comment at the beginning of a file.
+        about: one sentence that says what the extension does. ``verl-gsd algos`` shows it if no choice of ``algo=`` has
+            the extension.
+        needs: what a run needs for the extension besides prompts and a verifier, as a part of a sentence. ``verl-gsd
+            algos`` shows it.
 
     Raises:
         ValueError: there is a remedy for an unknown finding.
@@ -268,6 +273,8 @@ class Declaration:
     lab: str | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
     configs: str | None = None
+    about: str = ""
+    needs: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, int | float):

@@ -14,7 +14,14 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def doctor() -> None:
-    """Check versions, vLLM, GPUs (driver, memory, NCCL, attention), disk, memory, and the plugin here and in Ray."""
+    """Check whether this machine can train, and say how to fix what is wrong.
+
+    It looks at versions, vLLM, GPUs (driver, memory, NCCL, attention), disk, memory, and the plugin here and in Ray.
+
+    Examples:
+        verl-gsd doctor
+        verl-gsd doctor && verl-gsd train algo=grpo task=arithmetic hardware=cpu
+    """
     from verl_gsd.run.doctor import run_checks
 
     table = Table(title="verl-gsd doctor", title_justify="left")

@@ -71,6 +71,10 @@ def evaluate(
     """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and print figures with intervals.
 
     If interrupted, run the same command to resume.
+
+    Examples:
+        verl-gsd eval --checkpoint runs/first/global_step_40 --bench arithmetic
+        verl-gsd eval --checkpoint Qwen/Qwen2.5-0.5B --bench gsm8k,math500 --max-tokens 2048
     """
     from verl_gsd.cli.evaluate_tables import results_table, write_summary
     from verl_gsd.errors import ConfigError

@@ -44,7 +44,12 @@ def export(
         typer.Option(metavar="NAME", help="Also upload to this repository on the hub, where you are logged in."),
     ] = None,
 ) -> None:
-    """Write a run's checkpoint as a Hugging Face model: weights, config, tokenizer, chat template and a model card."""
+    """Write a run's checkpoint as a Hugging Face model, with a model card.
+
+    Examples:
+        verl-gsd export runs/first models/first
+        verl-gsd export runs/first/global_step_40 models/first --dtype float32
+    """
     from huggingface_hub import HfApi
     from transformers.utils import logging as transformers_logging
 

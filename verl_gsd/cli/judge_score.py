@@ -54,7 +54,14 @@ def score(
     ] = None,
     device: Device = "cpu",
 ) -> None:
-    """Score the responses in FILE. If interrupted, run the same command with the same --cache to resume."""
+    """Score the responses in FILE.
+
+    If interrupted, run the same command with the same --cache to resume.
+
+    Examples:
+        verl-gsd judge score responses.jsonl --output scored.jsonl --scorer stub
+        verl-gsd judge score responses.jsonl --output scored.jsonl --scorer openai --base-url http://localhost:8000/v1
+    """
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all

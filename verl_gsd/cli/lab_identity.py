@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_gsd.console import fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from verl_gsd.lab.identity_page import IdentityStudy
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 def identity(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=VALUE...", help="The words of verl-gsd train, e.g. algo=grpo task=arithmetic."),
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="The words of verl-gsd train, e.g. algo=grpo task=arithmetic.",
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
@@ -33,6 +38,10 @@ def identity(
 
     Nothing is trained. The policy samples one group per training prompt. For groups with different rewards, the command
     computes both sides of the identity of arXiv 2607.00152 by separate backward passes.
+
+    Examples:
+        verl-gsd lab identity algo=grpo task=arithmetic
+        verl-gsd lab identity algo=gsd algorithm.gsd.alpha=0.25 task=arithmetic --output identity.html
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from verl_gsd.cli.step_display import accuracies
 from verl_gsd.cli.train import held_out_prompts, make_task, name_run, print_audit, result_table
 from verl_gsd.console import err, fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,7 +33,9 @@ def train(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY=VALUE...", help="As for verl-gsd train: recipe=, or algo= and task=; any verl key."
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="As for verl-gsd train: recipe=, or algo= and task=; any verl key.",
         ),
     ],
     seeds: Annotated[
@@ -45,7 +48,12 @@ def train(
         str | None, typer.Option(help="With --seeds: runs are in RUNS/LABEL/seed_N. Default: the algorithm's name.")
     ] = None,
 ) -> None:
-    """Train a small policy without Ray and vLLM, e.g. verl-gsd lab train algo=grpo task=arithmetic --seeds 1..16."""
+    """Train a small policy without Ray and vLLM, in seconds.
+
+    Examples:
+        verl-gsd lab train algo=grpo task=arithmetic
+        verl-gsd lab train algo=dr_grpo task=arithmetic --seeds 1..16
+    """
     if not seeds and (runs is not None or label is not None):
         fail(f"{'--runs' if runs is not None else '--label'}: only runs of --seeds have it. Set --seeds, or remove it.")
     from verl_gsd.errors import ConfigError

@@ -102,6 +102,10 @@ def prepare(
 
     An interrupted command resumes when you run it again. The column options are for a table of your own. Prepare its
     test split first, so that test problems are left out of the training split.
+
+    Examples:
+        verl-gsd prepare gsm8k --model Qwen/Qwen2.5-0.5B
+        verl-gsd prepare mine --input problems.jsonl --answer-column solution
     """
     from verl_gsd.preparation.dataset import PrepareConfig
 

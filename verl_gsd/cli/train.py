@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.console import err, fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 
 def train(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE...",
+            autocompletion=complete_words,
             help="recipe=, or algo= and task=, or algo=, data=FOLDER of verl-gsd prepare and model=FOLDER_OR_HUB_NAME; "
             "hardware=, logger=; resume=RUN or RUN/global_step_N; trust=RUN to resume a run that somebody else made, "
             "or to use a folder where others can write; "
             "any verl key.",
         ),
-    ],
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     rehearse: Annotated[
         bool,
@@ -45,11 +47,19 @@ def train(
     ] = False,
     seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
 ) -> None:
-    """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
+    """Train with verl and vLLM, and print the results.
+
+    Examples:
+        verl-gsd train algo=grpo task=arithmetic hardware=cpu
+        verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu
+        verl-gsd train resume=runs/first
+    """
     from verl_gsd.errors import ConfigError
 
     if seeds is not None:
         _reject_seeds(seeds)
+    if not words:
+        _say_what_to_type()
     if rehearse:
         _rehearse(words, dry_run)
         return
@@ -83,6 +93,18 @@ def train(
         return
     make_task(config)
     _run(config, line)
+
+
+def _say_what_to_type() -> NoReturn:
+    """End with the words to start from, for a line that has none."""
+    fail(
+        "there is nothing to train yet. A first run takes a few minutes on any CPU:\n"
+        "    verl-gsd train algo=grpo task=arithmetic hardware=cpu\n"
+        "On a GPU, with Qwen2.5 0.5B and GSM8K:\n"
+        "    verl-gsd prepare gsm8k\n"
+        "    verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu\n"
+        "For all algorithms, run `verl-gsd algos`. For all words and options, run `verl-gsd train --help`."
+    )
 
 
 def _reject_seeds(seeds: str) -> NoReturn:

@@ -75,6 +75,10 @@ def verify(
     """Compare responses with reference answers by the verifier of mathematics, and print the rule that decided.
 
     The pairs that a second opinion decides differently are marked: math-verify alone, or an LLM.
+
+    Examples:
+        verl-gsd verify runs/first
+        verl-gsd verify responses.jsonl --answer-column solution --output verdicts.jsonl
     """
     from verl_gsd.evaluation.pairs import ComparedPair, PairColumns, decide_all, read_pairs
 

@@ -16,9 +16,9 @@ from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "verify", "export", "contract", "doctor"),
-    *("audit-bias", "plan"),
-    *("report", "compare", "lab", "judge"),
+    *("train", "algos", "lab", "report", "compare", "eval", "verify", "judge", "export", "prepare", "plan"),
+    *("submit", "status", "logs", "stop"),
+    *("audit-bias", "doctor", "contract"),
 )
 
 
@@ -49,7 +49,7 @@ def listed(*group):
     """The commands in the help of a group."""
     help_ = invoke(*group, "--help")
     assert help_.exit_code == 0, help_.output
-    return re.findall(r"^│ ([a-z-]+) ", help_.output.partition("Commands")[2], re.MULTILINE)
+    return re.findall(r"^│ ([a-z][a-z-]+) ", help_.output, re.MULTILINE)
 
 
 def python(code, path=""):
@@ -79,10 +79,26 @@ def test_help_lists_the_commands_of_all_extensions_in_one_order():
     assert listed("judge") == ["score", "calibrate", "distill"]
 
 
+def test_help_groups_commands_by_what_users_want_to_do():
+    rows = re.findall(r"^╭─ (.+?) ─+╮$|^│ ([a-z][a-z-]+) ", invoke("--help").output, re.MULTILINE)
+    panels = {}
+    for title, command in rows:
+        if title:
+            panels[title], latest = [], title
+        elif command:
+            panels[latest].append(command)
+    assert list(panels) == [
+        *("Options", "Train", "Look at runs", "Evaluate models", "Prepare data", "Train on a cluster"),
+        *("Commands of algorithms", "Check this machine"),
+    ]
+    assert panels["Train on a cluster"] == ["submit", "status", "logs", "stop"]
+    assert panels["Commands of algorithms"] == ["audit-bias"], "what extensions declare"
+
+
 def test_names_that_an_extension_cannot_have_are_those_of_our_own_commands():
     assert COMMANDS.keys() == {"", "lab", "judge"}
     for group, own in ((app, COMMANDS[""]), (lab.app, COMMANDS["lab"]), (judge.app, COMMANDS["judge"])):
-        assert list(typer.main.get_command(group).commands) == list(own)
+        assert sorted(typer.main.get_command(group).commands) == sorted(own)
 
 
 def test_help_is_shown_without_importing_what_takes_time():
