@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from verl_gsd.console import out
+from verl_gsd.console import err, out
 
 _COLOUR = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -29,7 +29,7 @@ def doctor() -> None:
         table.add_column(column, overflow="fold")
     warnings.filterwarnings("ignore", module="verl")  # verl warns about engines that are not installed
     failures = 0
-    with out.status("checking (imports vLLM and starts Ray once; takes a minute on two cores)"):
+    with err.status("checking (imports vLLM and starts Ray once; takes a minute on two cores)"):
         for result in run_checks():
             failures += result.state == "fail"
             state = f"[{_COLOUR[result.state]}]{result.state}[/]"

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from verl_gsd.cli.judge_score import progress
 from verl_gsd.cli.prepare import default_directory
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS
 
@@ -94,7 +94,7 @@ def evaluate(
         benches = _benches(bench, data or data_folder())
         folder = output or _checked_default_output(checkpoint)
         others = _read_others(against, benches)
-        out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
+        err.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
         default_max_tokens, template_options = _training_settings(checkpoint)
         with lock_output(folder), progress() as display:
             results = evaluate_model(

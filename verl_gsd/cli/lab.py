@@ -10,7 +10,7 @@ import typer
 from verl_gsd.cli import lab_identity, lab_train
 from verl_gsd.cli.command_groups import LabCommands, add_command, help_and_examples
 from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail
 
 if TYPE_CHECKING:
     from verl_gsd.lab.experiment import Results
@@ -98,7 +98,7 @@ def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
         return mixture()
     rates = read_solve_rates(path, **options)
     for notice in rates.notices():
-        out.print(notice, markup=False, highlight=False, soft_wrap=True)
+        err.print(notice, markup=False, highlight=False, soft_wrap=True)
     return measured(rates)
 
 
@@ -110,7 +110,7 @@ def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, step
 
     torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True) as bars:
         bar = bars.add_task("runs", total=n_runs(names))
         return experiment(
             start,

@@ -172,7 +172,7 @@ def _prepare(composed: DictConfig, line: Line, config: DictConfig) -> None:
     import torch
 
     torch.set_num_threads(1)
-    with out.status("importing verl"), quiet():
+    with err.status("importing verl"), quiet():
         messages = validate_with_verl(config)
         import verl_gsd.lab.training.trainer  # noqa: F401 -- before the forks, which then need not import it
     for message in messages:
@@ -186,7 +186,7 @@ def _train_one(run: LabRun) -> dict[str, str]:
     from verl_gsd.rundir import read_metrics
 
     directory, total = run.directory, functools.cache(_total_steps)
-    out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
+    err.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
     with _bars() as bars:
         bar = bars.add_task("steps", total=None)
 
@@ -225,7 +225,7 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     folder = lab_runs[0].directory.path.parent
     skipped = f"; {len(lab_runs) - len(waiting)} have finished before" if len(waiting) < len(lab_runs) else ""
     count = "1 seed" if len(waiting) == 1 else f"{len(waiting)} seeds"
-    out.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
+    err.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
     total = functools.cache(_total_steps)
     latest: dict[str, tuple[int, Mapping[str, float]]] = {}  # step and metrics, by the name of the run
     done = {run.name for run in lab_runs} - {run.name for run in waiting}
@@ -298,7 +298,7 @@ def _train_all(
 
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=out, transient=True)
+    return Progress(*columns, console=err, transient=True)
 
 
 def _failure(run: LabRun, error: str) -> str:

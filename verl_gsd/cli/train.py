@@ -406,9 +406,9 @@ def _run(config: DictConfig, line: Line) -> None:
     try:
         is_resume, is_trusted = line.resume is not None, line.trust is not None
         with launch.new_attempt(config, line.words, is_resume, trusted=is_trusted) as (run, attempt):
-            out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
-            out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
-            out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
+            err.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
+            err.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
+            err.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
             train_attempt(run, attempt, config)
     except KeyboardInterrupt:
         _show_how_to_resume(run)
@@ -437,7 +437,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
     from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with StepDisplay(config.trainer.total_training_steps, out, score_note) as display:
+    with StepDisplay(config.trainer.total_training_steps, err, score_note) as display:
 
         def show_message(kind: Kind, text: str) -> None:
             if kind != "steps":
@@ -450,7 +450,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
             attempt,
             config,
             on_step=display.show,
-            on_wait=lambda text: out.print(text, markup=False, highlight=False),
+            on_wait=lambda text: err.print(text, markup=False, highlight=False),
             on_message=show_message,
         )
 
@@ -458,7 +458,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
 def _show_message(kind: str, text: str) -> None:
     """Print a note or a warning of the trainer."""
     line, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
-    out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    err.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
@@ -520,7 +520,7 @@ def _show_how_to_resume(run: RunDirectory) -> None:
 
     step = run.latest_checkpoint()
     if step is None:
-        out.print("no checkpoint was saved yet")
+        err.print("no checkpoint was saved yet")
         return
-    out.print(f"last checkpoint: step {step}. To resume from it, run:", highlight=False)
-    out.print(resume_command(run.path), soft_wrap=True, markup=False, highlight=False)
+    err.print(f"last checkpoint: step {step}. To resume from it, run:", highlight=False)
+    err.print(resume_command(run.path), soft_wrap=True, markup=False, highlight=False)

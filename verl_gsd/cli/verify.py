@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.cli.judge_score import progress
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.evaluation.pairs import ComparedPair, Pair
@@ -147,7 +147,7 @@ def _second_opinion(url: str | None, model: str | None) -> _Ask:
 
 
 def _print_note(note: str) -> None:
-    out.print(escape(note), highlight=False, soft_wrap=True)
+    err.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def _check_output(output: Path, file: Path) -> None:

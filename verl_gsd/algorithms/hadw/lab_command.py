@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail
 from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def lab_bias(
         reads = ("algorithm.gsd.hadw.preset", "algorithm.gsd.hadw.lambda_scale")
         config = study_config(words, reads=reads, model=model)
         settings = _settings(config)
-        with out.status("loading the policy and verl"):
+        with err.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
         study = _measure(policy, settings, int(config.actor_rollout_ref.rollout.n), groups, seed)
     except ConfigError as error:
@@ -109,7 +109,7 @@ def _measure(policy: StudyPolicy, settings: HadwSettings, group_size: int, group
     from verl_gsd.errors import ConfigError
 
     torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
-    with Progress(console=out, transient=True) as bars:
+    with Progress(console=err, transient=True) as bars:
         bar = bars.add_task("sampling groups", total=len(policy.prompts))
         rates, sampled = policy.measure(groups, group_size, seed, on_prompts=lambda count: bars.advance(bar, count))
     correct = np.array([group.accuracies.sum() for group in sampled]).reshape(len(policy.prompts), groups)
