@@ -41,7 +41,7 @@ def identity(
 
     Examples:
         verl-gsd lab identity algo=grpo task=arithmetic
-        verl-gsd lab identity algo=gsd algorithm.gsd.alpha=0.25 task=arithmetic --output identity.html
+        verl-gsd lab identity algo=grpo task=arithmetic actor_rollout_ref.rollout.n=16 --groups 24
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs

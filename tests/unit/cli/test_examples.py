@@ -7,11 +7,12 @@ import pytest
 import typer
 
 from verl_gsd.cli.main import app
-from verl_gsd.lab.training.checks import parse_lab_line
+from verl_gsd.lab.training.checks import not_studied, parse_lab_line
 
-#: Commands whose arguments are the words of a config, and those of them that set the hardware themselves.
+#: Commands whose arguments are the words of a config. Those of the lab set the hardware, and studies train nothing.
 TRAINS = {("train",), ("submit",)}
-LABS = {("lab", "train"), ("lab", "identity"), ("lab", "bias")}
+STUDIES = {("lab", "identity"), ("lab", "bias")}
+LABS = {("lab", "train"), *STUDIES}
 
 
 def commands(command, path=()):
@@ -64,8 +65,12 @@ def test_an_example_names_commands_and_options_that_exist(path, line, compose_fa
             config, _ = compose_fast(*parameters["words"])
             assert config.algorithm.adv_estimator == "gsd"
         if named in LABS:
-            config, _ = compose_fast(*parse_lab_line(parameters["words"]).words)
+            line = parse_lab_line(parameters["words"])
+            config, _ = compose_fast(*line.words)
             assert config.hardware.name == "cpu"
+        if named in STUDIES:
+            has_model = parameters["model"] is not None
+            assert list(not_studied(config, line, reads=(), has_model=has_model)) == []
 
 
 def test_an_example_with_a_wrong_option_would_fail(compose_fast):
