@@ -108,10 +108,3 @@ def test_a_type_checker_reads_the_types_of_an_installed_wheel(installed, tmp_pat
     options = ("--config-file=", "--follow-imports=silent", "--python-executable", str(interpreter))
     revealed = run(*module_command("mypy", *options, "user.py"), cwd=tmp_path)
     assert "key: str" in revealed
-
-
-def test_all_files_have_the_version_of_the_package(wheel):
-    version = metadata(wheel)["Version"]
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
-    assert headings[0] == "## Unreleased" and headings[1].startswith(f"## {version}")
