@@ -231,8 +231,9 @@ class Declaration:
         lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``. These are rows of
             ``verl-gsd lab``. A ``bernoulli.SameAlgorithm`` refers a name to the row that its run would repeat.
         commands: name -> a function that typer turns into a command of ``verl-gsd``, as ``"module:function"``. A name
-            ``judge NAME`` belongs to the group ``judge``. ``verl-gsd --help`` imports the module, so import heavy
-            packages inside the function.
+            ``judge NAME`` belongs to the group ``judge``. The docstring is the help, and may end with a section
+            ``Examples:`` of one command per line. ``verl-gsd --help`` imports the module, so import heavy packages
+            inside the function.
         configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``. ``verl-gsd algos`` shows the
             first sentence of the comment at the beginning of a file.
         about: one sentence that says what the extension does. ``verl-gsd algos`` shows it if no choice of ``algo=`` has

@@ -23,7 +23,12 @@ OURS = (
 
 
 def show(run: str, times: int = 1):
-    """Show a run. It has more to say."""
+    """Show a run. It has more to say.
+
+    Examples:
+        verl-gsd show RUN
+        verl-gsd show RUN --times 2
+    """
     typer.echo(f"{run} " * times)
 
 
@@ -118,7 +123,8 @@ def test_another_packages_command_is_listed_after_ours_and_run(third_party):
     assert [name for name in listed() if name not in OURS] == ["show"]
     assert listed().index("show") == listed().index("audit-bias") + 1
     assert "Show a run." in invoke("--help").output
-    assert "--times" in invoke("show", "--help").output
+    shown = invoke("show", "--help").output
+    assert "--times" in shown and "verl-gsd show RUN --times 2" in shown.partition("Examples:")[2]
     done = invoke("show", "RUN", "--times", "2")
     assert (done.exit_code, done.output.split()) == (0, ["RUN", "RUN"])
     assert invoke("show").exit_code == 2
