@@ -43,6 +43,10 @@ def compare(
     """Compare the held-out accuracy of methods at equal generated tokens, over seeds.
 
     Every run needs records and validations. A JSON file of an earlier comparison contributes the curves it contains.
+
+    Examples:
+        verl-gsd compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_* --exact
+        verl-gsd compare mine=runs/first theirs=runs/second --page compare.html
     """
     for option, path, suffix in (("--output", output, ".json"), ("--page", page, ".html")):
         if path is not None and (path.suffix != suffix or path.is_dir()):

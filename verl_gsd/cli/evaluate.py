@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from verl_gsd.cli.judge_score import progress
 from verl_gsd.cli.prepare import default_directory
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS
 
@@ -71,6 +71,10 @@ def evaluate(
     """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and print figures with intervals.
 
     If interrupted, run the same command to resume.
+
+    Examples:
+        verl-gsd eval --checkpoint runs/first/global_step_40 --bench arithmetic
+        verl-gsd eval --checkpoint Qwen/Qwen2.5-0.5B --bench gsm8k,math500 --max-tokens 2048
     """
     from verl_gsd.checkpoints import step_of
     from verl_gsd.cli.evaluate_tables import results_table, write_summary
@@ -94,7 +98,7 @@ def evaluate(
             real_run(Path(checkpoint).parent)
         folder = output or _checked_default_output(checkpoint)
         others = _read_others(against, benches)
-        out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
+        err.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
         default_max_tokens, template_options = _training_settings(checkpoint)
         with lock_output(folder), progress() as display:
             results = evaluate_model(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.rundir import RunDirectory
@@ -44,7 +44,12 @@ def export(
         typer.Option(metavar="NAME", help="Also upload to this repository on the hub, where you are logged in."),
     ] = None,
 ) -> None:
-    """Write a run's checkpoint as a Hugging Face model: weights, config, tokenizer, chat template and a model card."""
+    """Write a run's checkpoint as a Hugging Face model, with a model card.
+
+    Examples:
+        verl-gsd export runs/first models/first
+        verl-gsd export runs/first/global_step_40 models/first --dtype float32
+    """
     from huggingface_hub import HfApi
     from transformers.utils import logging as transformers_logging
 
@@ -69,7 +74,7 @@ def export(
         api = HfApi()
         name = check_login(api, push) if push else folder.absolute().name
         distrust = None if trust else run_trust.distrust(RunDirectory(checkpoint.parent))
-        with out.status(f"exporting {escape(str(checkpoint))}"):
+        with err.status(f"exporting {escape(str(checkpoint))}"):
             export_checkpoint(
                 checkpoint,
                 folder,
@@ -84,7 +89,7 @@ def export(
         what = "adapter" if adapter else "model"
         out.print(f"The {what} of {escape(checkpoint.name)} is in [bold]{escape(str(folder))}[/].", soft_wrap=True)
         if push:
-            with out.status(f"uploading to {escape(name)}"):
+            with err.status(f"uploading to {escape(name)}"):
                 address = upload(api, folder, name)
             out.print(f"Uploaded to {escape(address)}.", soft_wrap=True, highlight=False)
     except (ValueError, OSError) as error:  # ConfigError is a ValueError

@@ -33,7 +33,12 @@ def status(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Show the state of the jobs on a cluster."""
+    """Show the state of the jobs on a cluster.
+
+    Examples:
+        verl-gsd status
+        verl-gsd status --address http://head:8265
+    """
     from verl_gsd.jobs.cluster import connect, get_job, submitted_jobs
 
     with _exiting_on_cluster_errors(address):
@@ -52,7 +57,14 @@ def logs(
     address: Address = None,
     following: Annotated[bool, typer.Option("--follow", help="Follow the log until the job has ended.")] = False,
 ) -> None:
-    """Print a job's log so far. The output of verl, Ray and vLLM is in the run directory's logs."""
+    """Print a job's log so far.
+
+    The output of verl, Ray and vLLM is in the run directory's logs.
+
+    Examples:
+        verl-gsd logs arithmetic-grpo-20270101-120000
+        verl-gsd logs arithmetic-grpo-20270101-120000 --follow
+    """
     from verl_gsd.jobs.cluster import connect, get_job
 
     with _exiting_on_cluster_errors(address):
@@ -65,7 +77,12 @@ def logs(
 
 
 def stop(identifier: Identifier, address: Address = None) -> None:
-    """Stop a job. Its run can be resumed from its last checkpoint."""
+    """Stop a job. Its run can be resumed from its last checkpoint.
+
+    Examples:
+        verl-gsd stop arithmetic-grpo-20270101-120000
+        verl-gsd stop arithmetic-grpo-20270101-120000 --address http://head:8265
+    """
     from verl_gsd.jobs.cluster import connect, get_job
     from verl_gsd.jobs.submission import RUN_KEY
 

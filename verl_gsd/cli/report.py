@@ -34,6 +34,11 @@ def report(
 
     The report reads RUN/records and RUN/metrics. A run with one of verl's own trainer modes has only the metrics.
     Damaged files are left out, and the page names them.
+
+    Examples:
+        verl-gsd report runs/first
+        verl-gsd report runs/grpo runs/dr_grpo --output both.html
+        verl-gsd report runs/first --watch
     """
     from verl_gsd.charts import write_page
     from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs, write_pngs

@@ -26,7 +26,12 @@ def audit_bias(
         typer.Option(help="The constant that multiplies all factors. Default: that of algorithm.gsd.hadw."),
     ] = None,
 ) -> None:
-    """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors."""
+    """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors.
+
+    Examples:
+        verl-gsd audit-bias runs/first
+        verl-gsd audit-bias runs/first --preset 0.5
+    """
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
     from verl_gsd.records import read_records, with_valid_accuracies
