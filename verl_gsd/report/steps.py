@@ -12,7 +12,7 @@ from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD, gradient_mass, is_graded
+from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
@@ -36,8 +36,9 @@ def step_table(run: RunData) -> Columns:
       generated in the step and are not rollouts.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
     - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
-    - ``unrated``: share of the rollouts that have no accuracy. ``without_acc``: share of those for which the verifier
-      returned no ``acc`` at all. The others have one, and their data source has an ``acc`` outside [0, 1].
+    - ``unrated``: share of the rollouts that have no accuracy, because their data source has none.
+      ``without_acc``: share of the rollouts for which the verifier returned no ``acc``. They count as wrong if their
+      data source has accuracies.
     - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread`` and ``unrated``: the same for one
       data source (``sources_of``). Only in runs with several.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
@@ -92,11 +93,6 @@ def sources_of(table: Columns) -> list[str]:
     return [name.removeprefix(start) for name in table if name.startswith(start)]
 
 
-def float_column(records: pa.Table, name: str) -> np.ndarray:
-    """(N,) a column of the records as float64, null as NaN."""
-    return records[name].to_numpy().astype(float)
-
-
 def group_accuracies(records: pa.Table) -> np.ndarray:
     """(N,) mean accuracy of each group's responses; NaN if none has an accuracy."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -106,11 +102,6 @@ def group_accuracies(records: pa.Table) -> np.ndarray:
 def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
-
-
-def generated(records: pa.Table) -> np.ndarray:
-    """(N,) number of responses that each group's visit generated: all but those of earlier visits."""
-    return float_column(records, "size") - np.nan_to_num(float_column(records, "earlier"))
 
 
 def is_silent(records: pa.Table) -> np.ndarray:
@@ -198,8 +189,6 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     mean, std = float_column(records, "mean"), float_column(records, "std")
     rollouts = generated(records)
     has_responses = size > 0
-    # A source whose ``acc`` lies outside [0, 1] has no accuracies, but a number in ``partial``.
-    is_outside = (rated == 0) & ~np.isnan(float_column(records, "partial"))
     reward = sums.mean(mean, has_responses, size)
     variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses, size)
     kinds: Columns = {
@@ -218,7 +207,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "reward": reward,
         "reward_spread": np.sqrt(variance),
         "unrated": sums.ratio(rollouts - rated, rollouts),
-        "without_acc": sums.ratio(np.where(is_outside, 0.0, rollouts - rated), rollouts),
+        "without_acc": sums.ratio(float_column(records, "without_acc"), rollouts),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
         "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
     }

@@ -19,7 +19,7 @@ from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, unrated_sources, valid_accuracies
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, rated_sources, valid_accuracies
 from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
@@ -148,8 +148,8 @@ def doubt(groups: Sequence[Group]) -> dict[str, float]:
     Only groups whose verifier reports this count. The dict is empty if there is none.
     """
     reported = [group for group in groups if group.doubtful is not None]
-    unrated = unrated_sources(reported)
-    verdicts = sum(len(valid_accuracies(group, unrated)) for group in reported)
+    rated = rated_sources(reported)
+    verdicts = sum(len(valid_accuracies(group, rated)) for group in reported)
     return {"verifier/doubtful": sum(group.doubtful or 0 for group in reported) / verdicts} if verdicts else {}
 
 

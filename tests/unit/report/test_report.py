@@ -75,6 +75,19 @@ def test_a_source_with_verdicts_of_1_and_minus_1_has_no_accuracy_in_any_step(tmp
     assert "The held-out values of code are no accuracies, because the verifier returned an acc outside [0, 1]." in page
 
 
+def test_a_page_says_which_share_of_the_rollouts_counts_as_wrong_without_acc(tmp_path):
+    lacking = replace(group(MIXED), accuracies=np.array([np.nan, 1, 1, 1]))
+    records(tmp_path, 1, (replace(lacking, accuracies=np.full(4, np.nan)), "trained"))
+    records(tmp_path, 2, (lacking, "trained"), (MIXED, "trained"))
+    table = step_table(read_run(tmp_path, "run"))
+    assert table["accuracy"].tolist() == [0, 0.75] and table["unrated"].tolist() == [0, 0]
+    assert table["without_acc"].tolist() == [1, 1 / 8] and table["all_wrong"].tolist() == [1, 0]
+    assert run_report(tmp_path, "--output", tmp_path / "page.html").exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "no acc for 56% of the rollouts of this run" in page and "They count as wrong" in page
+    assert "There is no accuracy" not in page
+
+
 def test_a_resume_without_a_step_replaces_nothing(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
     metrics(tmp_path, [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})], attempt=2)
