@@ -28,8 +28,8 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "kind",
         "string",
         "`all_right` or `all_wrong` if all responses of the visit have the same accuracy, else `mixed`. If the data "
-        "source has no accuracies and a response has no `acc`, the rewards of the group decide. Null without "
-        "responses.",
+        "source has no accuracies: `equal` if all responses have the same `acc`, or the same reward if one has no "
+        "`acc`, else `mixed`. Nothing tells then whether equal responses are right. Null without responses.",
     ),
     RecordColumn(
         "silent",
@@ -117,7 +117,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
         *("reward", "reward_spread", "unrated", "without_acc"),
-        *("mixed", "all_right", "all_wrong", "silent", "alone", "demonstrated", "failed"),
+        *("mixed", "all_right", "all_wrong", "equal", "silent", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),

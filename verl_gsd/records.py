@@ -298,10 +298,11 @@ def with_valid_accuracies(table: pa.Table) -> pa.Table:
       0, and ``silent_predicted`` becomes null.
     - If the source has accuracies, responses without an ``acc`` count as wrong, in ``total``, ``partial`` and ``kind``.
       Files of version 6 and older do not tell them from responses of an earlier visit, and stay as they are.
+    - Without accuracies, ``kind`` is ``equal`` instead of ``all_right`` or ``all_wrong``.
     - ``without_acc`` is filled where it is null, because an older version wrote the file.
 
     Args:
-        table: records with the columns that ``outside_sources`` needs, of all steps of the run.
+        table: records with ``kind`` and the columns that ``outside_sources`` needs, of all steps of the run.
     """
     own, total, partial = generated(table), float_column(table, "total"), float_column(table, "partial")
     is_outside = _is_of(table, outside_sources(table))
@@ -315,7 +316,9 @@ def with_valid_accuracies(table: pa.Table) -> pa.Table:
     kind = np.where(float_column(table, "correct") > 0, "mixed", "all_wrong")
     table = _with_values(table, "kind", kind, is_incomplete)
     table = _with_values(table, "total", own, is_incomplete)
-    return _with_values(table, "partial", 0.0, is_incomplete & np.isnan(partial) & (total == 0))
+    table = _with_values(table, "partial", 0.0, is_incomplete & np.isnan(partial) & (total == 0))
+    claims = pc.is_in(table["kind"], value_set=pa.array(["all_right", "all_wrong"])).to_numpy()
+    return _with_values(table, "kind", "equal", claims & (float_column(table, "total") == 0))
 
 
 def _sources(table: pa.Table, where: np.ndarray) -> list[str]:
@@ -329,7 +332,7 @@ def _is_of(table: pa.Table, sources: Sequence[str]) -> np.ndarray:
     return is_of
 
 
-def _with_values(table: pa.Table, name: str, values: np.ndarray | float | None, where: np.ndarray) -> pa.Table:
+def _with_values(table: pa.Table, name: str, values: np.ndarray | float | str | None, where: np.ndarray) -> pa.Table:
     """The table with ``values``, one or (N,), in the column ``name`` of the rows ``where``, (N,) bool.
 
     The table stays the same if it lacks the column.
@@ -386,11 +389,13 @@ def gradient_mass(records: pa.Table) -> np.ndarray:
 
 
 def _kind(group: Group, rated: Collection[str]) -> str | None:
-    """``mixed``, ``all_right`` or ``all_wrong``, by the verdicts; None for a group without responses.
+    """``mixed``, ``all_right``, ``all_wrong`` or ``equal``, by the verdicts; None for a group without responses.
 
     Verdicts are the accuracies of the visit (``valid_accuracies``). If the group's source has none, they are the
     verifier's values of ``acc``, whatever their range. If a response lacks one, or all are of an earlier visit, the
-    verdicts are the rewards.
+    verdicts are the rewards. Equal verdicts that are no accuracies are ``equal``: nothing tells whether the responses
+    are right. A reward of 0.1 can be a bonus for the format of a wrong response, and no threshold is right for all
+    reward functions and for a step in which no response is right.
     """
     if not len(group.rewards):
         return None
@@ -399,9 +404,9 @@ def _kind(group: Group, rated: Collection[str]) -> str | None:
     verdicts = accuracies if len(accuracies) else own if len(own) and not missing_accuracies(group) else group.rewards
     if verdicts.min() != verdicts.max():
         return "mixed"
-    # Without accuracies, a verdict above 0 counts as right.
-    is_right = accuracies.mean() > 0.5 if len(accuracies) else verdicts[0] > 0
-    return "all_right" if is_right else "all_wrong"
+    if not len(accuracies):
+        return "equal"
+    return "all_right" if accuracies.mean() > 0.5 else "all_wrong"
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:

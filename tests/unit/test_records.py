@@ -80,7 +80,11 @@ def test_figures_of_a_group(alpha):
         ([0, 0], None, "all_wrong", True),
         ([0, 1], None, "mixed", False),
         ([0.7] * 7, [1] * 7, "all_right", True),
-        ([-1, -1], [np.nan, np.nan], "all_wrong", True),
+        ([0, 0.2], [1, 1], "all_right", False),
+        # Without accuracies, nothing tells whether equal responses are right: 0.1 may be a bonus for their format.
+        ([-1, -1], [np.nan, np.nan], "equal", True),
+        ([0.1, 0.1], [np.nan, np.nan], "equal", True),
+        ([0.1, 1.1], [np.nan, np.nan], "mixed", False),
         ([0.3, 0.4], [0, 0], "all_wrong", False),  # a penalty teaches where the verdicts agree
         ([1, 0.7], [1, 1], "all_right", False),
         ([0.5, 0.5], [1, 0], "mixed", True),  # the verdicts differ, and nothing is learned from it
@@ -89,10 +93,10 @@ def test_figures_of_a_group(alpha):
         ([0.1, 0], [0, np.nan], "all_wrong", False),
         ([1, 0.7], [2, np.nan], "mixed", False),  # not every response has a verdict
         ([1], None, "all_right", True),
-        ([-1, -1], None, "all_wrong", True),  # a verifier that returns a number: verl takes it for the accuracy too
-        ([-1, -1.3], [-1, -1], "all_wrong", False),
+        ([-1, -1], None, "equal", True),  # a verifier that returns a number: verl takes it for the accuracy too
+        ([-1, -1.3], [-1, -1], "equal", False),
         ([1, -0.9], [1, 1], "all_right", False),
-        ([100, 100], None, "all_right", True),
+        ([1.2, 1.2], None, "equal", True),
     ],
 )
 def test_kinds_go_by_verdicts_and_silence_by_rewards(rewards, accuracies, kind, silent):
@@ -203,7 +207,17 @@ def test_a_source_stays_without_accuracies_in_later_steps_and_after_a_resume():
         assert table["total"].to_pylist() == [0, 2]
         assert table["silent_predicted"].to_pylist()[0] is None and table["silent_predicted"].to_pylist()[1] > 0
         assert len(later.prompts) == 1
-    assert table["kind"].to_pylist() == ["all_right", "mixed"], "verdicts are compared all the same"
+    assert table["kind"].to_pylist() == ["equal", "mixed"], "verdicts are compared all the same"
+    assert group_metrics(table).keys() >= {f"group/frac_{name}" for name in ("all_correct", "all_wrong", "equal")}
+
+
+def test_shares_of_right_and_wrong_groups_exist_only_with_accuracies():
+    """A reward of 0.1 for the format and 1.1 for a right answer: the policy solves nothing yet."""
+    unrated = rows(*((group([reward] * 2, [np.nan] * 2), "trained") for reward in (0.1, 0.1, 1.1)))
+    metrics = group_metrics(unrated)
+    assert metrics["group/frac_mixed"] == 0 and metrics["group/frac_equal"] == 1
+    assert "group/frac_all_correct" not in metrics and "group/frac_all_wrong" not in metrics
+    assert "group/frac_equal" not in group_metrics(rows((group([1, 1]), "trained")))
 
 
 def older_rows(*groups):
@@ -226,9 +240,10 @@ def test_readers_leave_out_the_accuracies_of_such_a_source_in_all_steps():
     for table in (older, pa.concat_tables(newer)):
         assert outside_sources(table) == ["code"]
         read = with_valid_accuracies(table)
-        assert read.schema.equals(table.schema) and read.drop(["total", "correct", "silent_predicted"]).equals(
-            table.drop(["total", "correct", "silent_predicted"])
-        )
+        changed = ["total", "correct", "silent_predicted", "kind"]
+        assert read.schema.equals(table.schema) and read.drop(changed).equals(table.drop(changed))
+        assert read["kind"].to_pylist()[-5:] == ["equal", "mixed", "equal", "equal", "mixed"], "also before step 2"
+        assert read["kind"][0].as_py() == "equal"
         assert all(row["total"] == row["correct"] == 0 for row in read.to_pylist() if row["data_source"] == "code")
         assert read.to_pylist()[-1] == table.to_pylist()[-1], "another source keeps its accuracies"
     assert with_valid_accuracies(older)["silent_predicted"].to_pylist() == [None] * 4 + [0.9]

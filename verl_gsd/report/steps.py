@@ -41,8 +41,9 @@ def step_table(run: RunData) -> Columns:
       data source has accuracies.
     - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread`` and ``unrated``: the same for one
       data source (``sources_of``). Only in runs with several.
-    - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
-      The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
+    - ``mixed``, ``all_right``, ``all_wrong``, ``equal``, ``silent``, ``alone``: shares of the groups that have
+      responses. The first four are the record column ``kind``, which goes by the verdicts. ``silent``: see
+      ``is_silent``; ``alone`` is a group of one response.
     - ``sigma``: mean standard deviation of a group's rewards.
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
@@ -192,7 +193,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     reward = sums.mean(mean, has_responses, size)
     variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses, size)
     kinds: Columns = {
-        kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
+        kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong", "equal")
     }
     return {
         "groups": sums.count(np.ones(len(size), dtype=bool)).astype(float),

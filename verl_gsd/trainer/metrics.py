@@ -64,7 +64,9 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
         For groups with responses:
 
-        - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups, by the verifier's verdicts (``kind``).
+        - ``group/frac_{mixed,all_correct,all_wrong,equal}``: shares of groups, by the verifier's verdicts (``kind``).
+          ``all_correct`` and ``all_wrong`` are absent if no data source of the step has accuracies, and ``equal`` if
+          all have.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
         - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``silent``).
         - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
@@ -104,7 +106,11 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         return metrics
     size, std = table["size"].to_numpy(), table["std"].to_numpy()
     kind = np.array(table["kind"].to_pylist(), dtype=object)
-    for name, kind_name in (("mixed", "mixed"), ("all_correct", "all_right"), ("all_wrong", "all_wrong")):
+    is_rated = table["total"].to_numpy() > 0
+    names = {"mixed": "mixed"}
+    names |= {"all_right": "all_correct", "all_wrong": "all_wrong"} if is_rated.any() else {}
+    names |= {} if is_rated.all() else {"equal": "equal"}
+    for kind_name, name in names.items():
         metrics[f"group/frac_{name}"] = float((kind == kind_name).mean())
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):

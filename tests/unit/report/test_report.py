@@ -68,7 +68,8 @@ def test_a_source_with_verdicts_of_1_and_minus_1_has_no_accuracy_in_any_step(tmp
     table = step_table(run)
     assert table["accuracy"].tolist() == [0.75, 0.0] and table["pass_at_1"].tolist() == pytest.approx([0.75, 0.0])
     assert np.isnan(table["seen_silent"]).all() and np.isnan(table["seen_predicted"]).all()
-    assert table["all_right"].tolist() == [0.5, pytest.approx(1 / 3)], "verdicts are compared all the same"
+    assert table["equal"].tolist() == [0.5, pytest.approx(1 / 3)], "verdicts are compared all the same"
+    assert table["mixed"].tolist() == [0.5, pytest.approx(1 / 3)] and table["all_right"].tolist() == [0, 0]
     done = run_report(tmp_path, "--output", tmp_path / "page.html")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "page.html").read_text()
@@ -217,6 +218,7 @@ def slow_step_table(table):
             "silent": mean([is_silent(row) for row in whole]),
             "mixed": mean([row["kind"] == "mixed" for row in whole]),
             "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
+            "equal": mean([row["kind"] == "equal" for row in whole]),
             "alone": mean([row["size"] == 1 for row in whole]),
             "sigma": mean([row["std"] for row in whole]),
             "accuracy": ratio(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),

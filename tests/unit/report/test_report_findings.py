@@ -533,6 +533,24 @@ def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, 
     assert any(f"algorithm.filter_groups.metric={metric} " in line for line in finding.overrides)
 
 
+@pytest.mark.parametrize(
+    ("shares", "sentences", "absent"),
+    [
+        ({"all_wrong": 0.1, "all_right": 0.5}, ["all right in 50%", "solves most"], ["nothing tells"]),
+        ({"all_wrong": 0.5, "all_right": 0.1}, ["wrong in 50%"], ["solves most", "nothing tells"]),
+        ({"all_wrong": 0, "all_right": 0, "equal": 0.6}, ["In 60%", "nothing tells"], ["all right", "solves most"]),
+        ({"all_wrong": 0.1, "all_right": 0.2, "equal": 0.3}, ["right in 20%", "In 30%"], ["solves most"]),
+    ],
+)
+def test_silent_groups_are_called_right_or_wrong_only_with_accuracies(shares, sentences, absent):
+    """A bonus for the format can be the reward of all responses to a prompt that the policy does not solve."""
+    (finding,) = groups.silent(table(silent=0.6, **shares), {})
+    assert all(sentence in finding.text for sentence in sentences), finding.text
+    assert not any(sentence in finding.text for sentence in absent), finding.text
+    is_wrong = shares["all_wrong"] > shares["all_right"]
+    assert any(line.startswith("algo=dagrpo_anchors") for line in finding.overrides) == is_wrong
+
+
 def test_a_loss_that_is_not_finite_is_told_from_a_gradient():
     (finding,) = updates.gradient_spikes(table(actor__grad_norm=LOST, actor__pg_loss=LOST, actor__lr=1e-6), {})
     assert finding.title == "The loss is not finite"

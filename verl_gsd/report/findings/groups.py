@@ -49,25 +49,35 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     if numeric_value(config, _GROUP_SIZE) == 1:
         return
-    wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
+    wrong, right, equal = (recent_mean(table, kind) for kind in ("all_wrong", "all_right", "equal"))
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
     if not is_filtered:
         metric = _filter_metric(table, config)
         overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
     overrides += _larger_groups(table, config, "larger groups are less often silent")
-    overrides += remedies("all_wrong", config) if wrong >= right else []
+    overrides += remedies("all_wrong", config) if wrong >= right and wrong > 0 else []
     overrides += remedies("silent", config)
     cost = (
         "Dynamic sampling evicts these groups, so their rollouts are wasted."
         if is_filtered
         else "These groups take up space in the batch."
     )
-    advice = "" if wrong >= right else " The policy solves most of these prompts. Harder prompts help most."
+    is_mostly_right = right > wrong + np.nan_to_num(equal)
+    advice = " The policy solves most of these prompts. Harder prompts help most." if is_mostly_right else ""
+    kinds = (
+        f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
+        if not equal > 0 or wrong + right > 0
+        else ""
+    )
+    if equal > 0:
+        kinds += (
+            f"In {percent(equal)} of the groups, all verdicts were equal, and nothing tells whether the responses were "
+            "right, because their data source has no accuracies. "
+        )
     yield Finding(
         f"{percent(share)} of the groups are silent",
-        f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
-        f"The rewards of a silent group give no gradient. {cost}{advice}",
+        f"{kinds}The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
 
@@ -107,7 +117,7 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
         return True
     if config.get(OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
         return False
-    agree = recent_mean(table, "all_wrong") + recent_mean(table, "all_right")
+    agree = sum(np.nan_to_num(recent_mean(table, kind)) for kind in ("all_wrong", "all_right", "equal"))
     return agree - recent_mean(table, "silent") > THRESHOLDS.partial
 
 
