@@ -44,6 +44,8 @@ def step_table(run: RunData) -> Columns:
     - ``mixed``, ``all_right``, ``all_wrong``, ``equal``, ``silent``, ``alone``: shares of the groups that have
       responses. The first four are the record column ``kind``, which goes by the verdicts. ``silent``: see
       ``is_silent``; ``alone`` is a group of one response.
+    - ``shaped``: share of the groups whose verdicts are equal and whose rewards differ. Only groups of the visit's own
+      responses count: the verdicts of a group do not include earlier responses and demonstrations, but its rewards do.
     - ``sigma``: mean standard deviation of a group's rewards.
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
@@ -195,6 +197,9 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     kinds: Columns = {
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong", "equal")
     }
+    silent, demonstrations = is_silent(records), float_column(records, "demonstrations")
+    has_others = (rollouts < size) | (demonstrations > 0)
+    is_shaped = ~is_one_of(records, "kind", "mixed") & ~silent
     return {
         "groups": sums.count(np.ones(len(size), dtype=bool)).astype(float),
         "rollouts": sums.total(rollouts),
@@ -202,7 +207,8 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "tokens_per_response": sums.ratio(tokens, rollouts),
         "lost_rewards": sums.total(float_column(records, "failed_rewards")),
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
-        "silent": sums.mean(is_silent(records).astype(float), has_responses),
+        "silent": sums.mean(silent.astype(float), has_responses),
+        "shaped": sums.mean(is_shaped.astype(float), has_responses & ~has_others),
         "alone": sums.mean((size == 1).astype(float), has_responses),
         "sigma": sums.mean(std, has_responses),
         "reward": reward,
@@ -210,7 +216,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "unrated": sums.ratio(rollouts - rated, rollouts),
         "without_acc": sums.ratio(float_column(records, "without_acc"), rollouts),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
-        "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
+        "demonstrated": sums.mean((demonstrations > 0).astype(float), has_responses),
     }
 
 

@@ -399,6 +399,20 @@ def test_equal_rewards_are_not_silent_under_an_estimator_that_compares_no_respon
         assert ("rpp: the estimator reinforce_plus_plus" in page) is (name == "rpp")
 
 
+def test_verdicts_and_rewards_are_compared_only_in_groups_of_own_responses(tmp_path):
+    """With a function that returns a number, verl stores acc alone. Earlier responses have a reward and no verdict."""
+    history = replace(group([0, 0, 1, 1]), accuracies=np.array([0, 0, np.nan, np.nan]), earlier=2)
+    anchored = replace(group(WRONG), demonstrations=1)
+    shaped = replace(group([0, 0.2]), accuracies=np.zeros(2))
+    others = [(history, "trained"), (anchored, "trained"), (MIXED, "trained"), (WRONG, "trained"), ([], "failed")]
+    records(tmp_path, 1, *others)
+    records(tmp_path, 2, *others, (shaped, "trained"), (shaped, "filtered"))
+    records(tmp_path, 3, (history, "trained"))
+    table = step_table(read_run(tmp_path, "run"))
+    assert table["all_wrong"].tolist() == [0.75, 5 / 6, 1] and table["silent"].tolist() == [0.25, 2 / 6, 0]
+    assert table["shaped"].tolist() == pytest.approx([0, 1 / 4, np.nan], nan_ok=True)
+
+
 def test_responses_of_earlier_visits_were_not_generated(tmp_path):
     """From step 9 on, half of each group is of an earlier visit. Responses become one token shorter, and no more."""
     rng = np.random.default_rng(0)

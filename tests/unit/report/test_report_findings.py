@@ -515,12 +515,13 @@ def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
 @pytest.mark.parametrize(
     ("columns", "config", "metric"),
     [
-        ({"all_wrong": 0.6, "all_right": 0.0}, {}, "acc"),
-        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "score"),
-        ({"all_wrong": 0.5, "all_right": 0.3}, {}, "score"),
-        ({"all_wrong": 0.9, "all_right": 0.0, "demonstrated": 0.3}, {}, "acc"),
+        ({"all_wrong": 0.6, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3}, {}, "score"),
+        ({"all_wrong": 0.5, "all_right": 0.3, "shaped": 0.2}, {}, "score"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),  # the others have demonstrations
+        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "acc"),  # all groups have earlier responses
         (
-            {"all_wrong": 0.9, "all_right": 0.0},
+            {"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3},
             {"reward.reward_kwargs.overlong_buffer_cfg.enable": True},
             "acc",
         ),

@@ -110,15 +110,11 @@ def _has_sizes_in_data(table: Columns) -> bool:
 def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
     """Whether scores differ in groups whose verdicts agree, so that a filter by verdict would evict a gradient.
 
-    DAPO's overlong penalty makes rewards differ, and not the scores. Demonstrations make a group with equal scores
-    count as not silent.
+    DAPO's overlong penalty makes rewards differ, and not the scores.
     """
     if config.get("reward.custom_reward_function.path") in GRADED_VERIFIERS:
         return True
-    if config.get(OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
-        return False
-    agree = sum(np.nan_to_num(recent_mean(table, kind)) for kind in ("all_wrong", "all_right", "equal"))
-    return agree - recent_mean(table, "silent") > THRESHOLDS.partial
+    return config.get(OVERLONG) is not True and recent_mean(table, "shaped") > THRESHOLDS.partial
 
 
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
