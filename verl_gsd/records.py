@@ -374,6 +374,22 @@ def is_graded(table: pa.Table) -> np.ndarray:
     return np.where(np.isnan(partial), looks_graded, partial > 0)
 
 
+def is_silent(records: pa.Table) -> np.ndarray:
+    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
+
+    This is the record column ``silent``, which describes a group's own responses, except for groups with a
+    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
+    column. Their ``kind`` says whether the rewards are equal.
+    """
+    known = records["silent"]
+    if known.null_count:
+        known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
+    silent = known.to_numpy()
+    has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
+    teaches = has_demonstration & pc.fill_null(pc.not_equal(records["fate"], "filtered"), True).to_numpy()
+    return silent & ~teaches
+
+
 def gradient_mass(records: pa.Table) -> np.ndarray:
     """(N,) each group's part in the gradient, up to a factor; NaN if it was not trained on, or if it is not known.
 

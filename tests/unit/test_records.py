@@ -19,6 +19,7 @@ from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import (
     LeftGroup,
+    is_silent,
     outside_sources,
     read_records,
     schema,
@@ -476,6 +477,16 @@ def test_a_full_disk_leaves_no_incomplete_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 1, attempt=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_tokens_of_groups_with_a_demonstration_are_not_silent():
+    """The report says the same of them. Dynamic sampling can still evict such a group."""
+    joined = replace(group([0, 0]), demonstrations=1)
+    table = rows(*((one, "trained") for one in (joined, joined, group([1, 0]), group([1, 1]))))
+    assert table["silent"].to_pylist() == [True, True, False, True], "the column is about the responses alone"
+    assert is_silent(table).tolist() == [False, False, False, True]
+    assert group_metrics(table)["group/frac_tokens_silent"] == 0.25
+    assert group_metrics(rows((joined, "filtered"), (group([1, 0]), "trained")))["group/frac_tokens_silent"] == 0.5
 
 
 def test_metrics_count_every_fate_once():

@@ -12,7 +12,7 @@ from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded
+from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
@@ -105,22 +105,6 @@ def group_accuracies(records: pa.Table) -> np.ndarray:
 def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
-
-
-def is_silent(records: pa.Table) -> np.ndarray:
-    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
-
-    This is the record column ``silent``, which describes a group's own responses, except for groups with a
-    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
-    column. Their ``kind`` says whether the rewards are equal.
-    """
-    known = records["silent"]
-    if known.null_count:
-        known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
-    silent = known.to_numpy()
-    has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
-    teaches = has_demonstration & ~is_one_of(records, "fate", "filtered")
-    return silent & ~teaches
 
 
 class _StepSums:

@@ -19,7 +19,7 @@ from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, rated_sources, valid_accuracies
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, is_silent, rated_sources, valid_accuracies
 from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
@@ -68,7 +68,7 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
           ``all_correct`` and ``all_wrong`` are absent if no data source of the step has accuracies, and ``equal`` if
           all have.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
-        - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``silent``).
+        - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``records.is_silent``).
         - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
           is of an earlier visit.
 
@@ -118,9 +118,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     # The rewards of earlier responses are in the group's mean, but they were not generated in this step.
     if {"trained"} < set(table["fate"].to_pylist()) and not table["earlier"].to_numpy().any():
         metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
-    silent = np.array(table["silent"].to_pylist(), dtype=bool)
     tokens = table["tokens"].to_numpy()
-    metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
+    metrics["group/frac_tokens_silent"] = float(tokens[is_silent(table)].sum() / max(tokens.sum(), 1))
     predicted = table["silent_predicted"].to_numpy()  # null becomes NaN
     has_prediction = ~np.isnan(predicted)
     if has_prediction.any():

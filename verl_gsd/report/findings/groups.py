@@ -36,7 +36,7 @@ _MODE = "trainer.v1.trainer_mode"
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
+    """The rewards of more than half of the groups give no gradient (``records.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
