@@ -452,11 +452,11 @@ def test_the_bias_of_a_run_with_a_budget_has_the_anchor_that_training_used():
 
 def test_the_bias_is_that_of_the_responses_with_an_accuracy():
     """An earlier response counts in the size of a group, and not in its accuracy."""
-    visit = group(2, size=4)
+    visit = group(1, size=4)
     earlier = replace(visit, rewards=np.append(visit.rewards, 1.0), accuracies=np.append(visit.accuracies, np.nan))
     earlier = replace(earlier, tokens=np.append(visit.tokens, 0), earlier=1)
     (entry,), _ = bias_by_rate(step_records([LeftGroup(earlier, "trained")], step=1, attempt=1, alpha=1.0))
-    assert entry.bias == pytest.approx(expected_baseline(0.5, 4) - 0.5)
+    assert entry.bias == pytest.approx(expected_baseline(0.25, 4) - 0.25)
 
 
 def test_under_a_budget_every_prompt_counts_as_much():
