@@ -14,20 +14,22 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn("data_source", "string", "Data source of the prompt."),
     RecordColumn("index", "int64", "Dataset index of the prompt, or its hash if indices are not unique."),
     RecordColumn("size", "int32", "Responses in the group."),
-    RecordColumn("correct", "float64", "Sum of the responses' accuracies."),
+    RecordColumn("correct", "float64", "Sum of the responses' accuracies. A response without an `acc` counts as 0."),
     RecordColumn(
         "total",
         "int32",
-        "Responses that have an accuracy, a number in [0, 1]. 0 for all groups of a data source from the step on in "
-        "which one of its responses has an `acc` outside [0, 1].",
+        "Responses that have an accuracy: all responses of the visit, or 0 if their data source has no accuracies. It "
+        "has none before the first step in which one of its responses has an `acc`, and from the step on in which one "
+        "has an `acc` outside [0, 1].",
     ),
     RecordColumn("mean", "float64", "Mean reward. Null for a group without responses."),
     RecordColumn("std", "float64", "Population standard deviation sigma of the rewards. Null without responses."),
     RecordColumn(
         "kind",
         "string",
-        "`all_right` or `all_wrong` if all responses of the visit have the same `acc`, else `mixed`. Without an `acc` "
-        "for every one of them, the rewards of the group decide. Null without responses.",
+        "`all_right` or `all_wrong` if all responses of the visit have the same accuracy, else `mixed`. If the data "
+        "source has no accuracies: `equal` if all responses have the same `acc`, or the same reward if one has no "
+        "`acc`, else `mixed`. Nothing tells then whether equal responses are right. Null without responses.",
     ),
     RecordColumn(
         "silent",
@@ -55,8 +57,7 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "silent_predicted",
         "float64",
         "Probability that a group of this size is all right or all wrong, predicted from earlier visits to the prompt. "
-        "Null at the first visit, and where some responses have no accuracy or the prompt had accuracies between 0 and "
-        "1.",
+        "Null at the first visit, and where responses have no accuracy or the prompt had accuracies between 0 and 1.",
     ),
     RecordColumn(
         "unverified",
@@ -78,7 +79,7 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "partial",
         "float64",
         "Sum of accuracy (1 - accuracy) of the responses: 0 if every accuracy is 0 or 1, and more with partial credit. "
-        "Null if the verifier returned no accuracy for any of them.",
+        "Null if the data source has no accuracies, and the verifier returned no `acc` for any of them.",
     ),
     RecordColumn(
         "answers",
@@ -99,6 +100,12 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "rewards of 0 and 1, this is `size` times `gain`. Weights, masks and demonstrations change it. Null if the "
         "group was not trained on or the estimator is not `gsd`, and in files of version 6 and older.",
     ),
+    RecordColumn(
+        "without_acc",
+        "int32",
+        "Responses of the visit for which the verifier returned no `acc`, or one that is no number. Null in files of "
+        "version 7 and older.",
+    ),
 )
 
 #: The k for which reports and metrics have pass@k of the groups.
@@ -110,7 +117,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
         *("reward", "reward_spread", "unrated", "without_acc"),
-        *("mixed", "all_right", "all_wrong", "silent", "alone", "demonstrated", "failed"),
+        *("mixed", "all_right", "all_wrong", "equal", "silent", "shaped", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),

@@ -97,6 +97,11 @@ class PromptStore:
         self._rows = np.zeros(0, _ROW)
         self._size = 0
 
+    @property
+    def rated(self) -> frozenset[str]:
+        """The data sources that have accuracies: those of all prompts that were ever observed, but for ``unrated``."""
+        return frozenset(self._sources) - self.unrated
+
     def __len__(self) -> int:
         return self._size
 

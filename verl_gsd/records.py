@@ -40,7 +40,7 @@ FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 #: Prompts with a solve rate up to HARD count as hard, those with a rate of at least EASY as easy.
 HARD, EASY = 0.25, 0.75
 
-VERSION = 7
+VERSION = 8
 _VERSION_KEY = "verl_gsd.records"
 
 #: Number of missing steps that a message lists.
@@ -83,6 +83,7 @@ def step_records(
     attempt: int,
     alpha: float | None,
     kl_in_reward: bool = False,
+    rated: Collection[str] = (),
     unrated: Collection[str] = (),
 ) -> pa.Table:
     """Return the records of one step, one row per group, in the order in which the groups left.
@@ -95,8 +96,8 @@ def step_records(
             alpha > 1, by the recorded rewards. None if the estimator has no such exponent; the gain is then null.
         kl_in_reward: whether verl subtracts a KL penalty from the rewards after they were recorded. Recorded rewards
             then tell neither the gain, which is null, nor whether a group is silent, which its mass tells.
-        unrated: data sources without accuracies because of an earlier step. Those of ``unrated_sources`` in this step
-            have none either.
+        rated, unrated: data sources that have accuracies, and that have none, because of earlier steps
+            (``rated_sources``).
 
     Raises:
         ValueError: a value does not fit its column (the message names the column and the extension), or an extension
@@ -116,10 +117,14 @@ def step_records(
             trained = np.array([entry.fate == "trained" for entry in left], dtype=bool)
             scale = _reward_scale(groups, rewards, trained)
             gain[sizes > 0] = dial.gain_of_sigma(stats, alpha=alpha, scale=scale).numpy()
-    unrated = {*unrated, *unrated_sources(groups)}
-    accuracies = [valid_accuracies(group, unrated) for group in groups]
+    rated = rated_sources(groups, rated=rated, unrated=unrated)
+    accuracies = [valid_accuracies(group, rated) for group in groups]
+    without_acc = [missing_accuracies(group) for group in groups]
     # A group whose verifier returned no accuracy has no partial credit. ``outside_sources`` goes by this null.
-    has_none = [len(group.rewards) > group.earlier and bool(np.isnan(group.accuracies).all()) for group in groups]
+    has_none = [
+        group.data_source not in rated and 0 < missing == len(group.rewards) - group.earlier
+        for group, missing in zip(groups, without_acc, strict=True)
+    ]
     correct = np.array([values.sum() for values in accuracies])
     total = np.array([len(values) for values in accuracies])
     empty = sizes == 0
@@ -138,7 +143,7 @@ def step_records(
         "total": total,
         "mean": pa.array(mean, mask=empty),
         "std": pa.array(std, mask=empty),
-        "kind": [_kind(group) for group in groups],
+        "kind": [_kind(group, rated) for group in groups],
         "silent": pa.array(silent, mask=empty),
         "gain": pa.array(gain, mask=empty | (alpha is None or kl_in_reward)),
         "tokens": np.array([group.tokens.sum() for group in groups], dtype=np.int64),
@@ -153,6 +158,7 @@ def step_records(
         "answers": pa.array([group.answers for group in groups], pa.binary()),
         "earlier": [group.earlier for group in groups],
         "mass": [entry.mass for entry in left],
+        "without_acc": without_acc,
     }
     arrays = {
         column.name: pa.array(values_by_name[column.name]).cast(pa.type_for_alias(column.type))
@@ -229,13 +235,40 @@ def unrated_sources(groups: Iterable[Group]) -> set[str]:
     return {group.data_source for group in groups if ((group.accuracies < 0) | (group.accuracies > 1)).any()}
 
 
-def valid_accuracies(group: Group, unrated: Collection[str]) -> np.ndarray:
-    """Return the accuracies of the responses that have one; none if the group's source is one of ``unrated``.
+def rated_sources(
+    groups: Iterable[Group], *, rated: Collection[str] = (), unrated: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the data sources that have accuracies: an ``acc`` of a response is known, and none is outside [0, 1].
+
+    A source of which no response has an ``acc``, for example with a reward model, has no accuracies.
 
     Args:
-        unrated: every source in which an ``acc`` lay outside [0, 1] up to now (``unrated_sources``).
+        groups: all groups of a step.
+        rated: sources of which a response had an ``acc`` in an earlier step.
+        unrated: sources of which an ``acc`` lay outside [0, 1] in an earlier step.
     """
-    return group.accuracies[:0] if group.data_source in unrated else group.accuracies[~np.isnan(group.accuracies)]
+    groups = list(groups)
+    returned = {group.data_source for group in groups if not np.isnan(group.accuracies).all()}
+    return frozenset({*rated, *returned} - {*unrated, *unrated_sources(groups)})
+
+
+def missing_accuracies(group: Group) -> int:
+    """Return the number of responses of the visit without an ``acc`` that is a number."""
+    return int(np.isnan(group.accuracies).sum()) - group.earlier
+
+
+def valid_accuracies(group: Group, rated: Collection[str]) -> np.ndarray:
+    """Return one accuracy per response of the visit; none if the group's source is not one of ``rated``.
+
+    A response without an ``acc`` has the accuracy 0, as in verl's validations. Reward functions often return no ``acc``
+    if they find no answer. Without this rule, such responses would not count, and solve rates would be too high.
+
+    Args:
+        rated: the sources that have accuracies up to now (``rated_sources``).
+    """
+    if group.data_source not in rated:
+        return group.accuracies[:0]
+    return np.concatenate([group.accuracies[~np.isnan(group.accuracies)], np.zeros(missing_accuracies(group))])
 
 
 def outside_sources(table: pa.Table) -> list[str]:
@@ -248,34 +281,44 @@ def outside_sources(table: pa.Table) -> list[str]:
     Args:
         table: records with the columns ``data_source``, ``size``, ``earlier``, ``total`` and ``partial``.
     """
-    size, earlier, total, partial = (
-        table[name].to_numpy().astype(float) for name in ("size", "earlier", "total", "partial")
-    )
-    of_older_file = _is_of(table, _sources(table, np.isnan(partial) & (total > 0))).to_numpy()
-    is_outside = (size > np.nan_to_num(earlier)) & (total == 0) & (~np.isnan(partial) | of_older_file)
+    total, partial = float_column(table, "total"), float_column(table, "partial")
+    of_older_file = _is_of(table, _sources(table, np.isnan(partial) & (total > 0)))
+    is_outside = (generated(table) > 0) & (total == 0) & (~np.isnan(partial) | of_older_file)
     return _sources(table, is_outside)
 
 
 def with_valid_accuracies(table: pa.Table) -> pa.Table:
-    """Return the records of a whole run, without the accuracies of its ``outside_sources``.
+    """Return the records of a whole run with what only the whole run tells of its accuracies.
 
-    A run learns of an ``acc`` outside [0, 1] when it comes, and steps before have been written by then. Older versions
-    left out the groups with such a value, and kept the others. In all of these rows, ``correct``, ``total`` and
-    ``partial`` become 0, and ``silent_predicted`` becomes null.
+    A run learns what a verifier returns for a data source response by response, and earlier steps have been written by
+    then. Older versions had other rules. The rules of ``rated_sources`` and ``valid_accuracies`` are applied to all
+    rows:
+
+    - If the source is one of ``outside_sources``, it has no accuracies. ``correct``, ``total`` and ``partial`` become
+      0, and ``silent_predicted`` becomes null.
+    - If the source has accuracies, responses without an ``acc`` count as wrong, in ``total``, ``partial`` and ``kind``.
+      Files of version 6 and older do not tell them from responses of an earlier visit, and stay as they are.
+    - Without accuracies, ``kind`` is ``equal`` instead of ``all_right`` or ``all_wrong``.
+    - ``without_acc`` is filled where it is null, because an older version wrote the file.
 
     Args:
-        table: records with the columns that ``outside_sources`` needs, of all steps of the run.
+        table: records with ``kind`` and the columns that ``outside_sources`` needs, of all steps of the run.
     """
-    unrated = outside_sources(table)
-    if not unrated:
-        return table
-    is_unrated = _is_of(table, unrated)
+    own, total, partial = generated(table), float_column(table, "total"), float_column(table, "partial")
+    is_outside = _is_of(table, outside_sources(table))
+    is_rated = _is_of(table, _sources(table, total > 0)) & ~is_outside
+    missing = np.where((total == 0) & ~np.isnan(partial), 0, own - total)
+    if "without_acc" in table.column_names:
+        table = _with_values(table, "without_acc", missing, np.isnan(float_column(table, "without_acc")))
     for name, value in (("correct", 0.0), ("total", 0), ("partial", 0.0), ("silent_predicted", None)):
-        if name in table.column_names:
-            field = table.schema.field(name)
-            values = pc.if_else(is_unrated, pa.scalar(value, field.type), table[name])
-            table = table.set_column(table.schema.get_field_index(name), field, values)
-    return table
+        table = _with_values(table, name, value, is_outside)
+    is_incomplete = is_rated & (total < own) & ~np.isnan(float_column(table, "earlier"))
+    kind = np.where(float_column(table, "correct") > 0, "mixed", "all_wrong")
+    table = _with_values(table, "kind", kind, is_incomplete)
+    table = _with_values(table, "total", own, is_incomplete)
+    table = _with_values(table, "partial", 0.0, is_incomplete & np.isnan(partial) & (total == 0))
+    claims = pc.is_in(table["kind"], value_set=pa.array(["all_right", "all_wrong"])).to_numpy()
+    return _with_values(table, "kind", "equal", claims & (float_column(table, "total") == 0))
 
 
 def _sources(table: pa.Table, where: np.ndarray) -> list[str]:
@@ -283,9 +326,37 @@ def _sources(table: pa.Table, where: np.ndarray) -> list[str]:
     return sorted(pc.unique(table["data_source"].filter(pa.array(where))).drop_null().to_pylist())
 
 
-def _is_of(table: pa.Table, sources: Sequence[str]) -> pa.ChunkedArray:
+def _is_of(table: pa.Table, sources: Sequence[str]) -> np.ndarray:
     """(N,) bool: whether a row is of one of ``sources``."""
-    return pc.is_in(table["data_source"], value_set=pa.array(sources, pa.string()))
+    is_of: np.ndarray = pc.is_in(table["data_source"], value_set=pa.array(sources, pa.string())).to_numpy()
+    return is_of
+
+
+def _with_values(table: pa.Table, name: str, values: np.ndarray | float | str | None, where: np.ndarray) -> pa.Table:
+    """The table with ``values``, one or (N,), in the column ``name`` of the rows ``where``, (N,) bool.
+
+    The table stays the same if it lacks the column.
+    """
+    if name not in table.column_names or not where.any():
+        return table
+    field = table.schema.field(name)
+    if values is None:
+        new = pa.scalar(None, field.type)
+    else:
+        new = pa.array(np.broadcast_to(np.asarray(values), len(table))).cast(field.type)
+    column = pc.if_else(pa.array(where), new, table[name])
+    return table.set_column(table.schema.get_field_index(name), field, column)
+
+
+def float_column(table: pa.Table, name: str) -> np.ndarray:
+    """(N,) a column of the records as float64, null as NaN."""
+    values: np.ndarray = table[name].to_numpy().astype(float)
+    return values
+
+
+def generated(table: pa.Table) -> np.ndarray:
+    """(N,) number of responses that each group's visit generated: all but those of earlier visits."""
+    return float_column(table, "size") - np.nan_to_num(float_column(table, "earlier"))
 
 
 def is_graded(table: pa.Table) -> np.ndarray:
@@ -303,6 +374,22 @@ def is_graded(table: pa.Table) -> np.ndarray:
     return np.where(np.isnan(partial), looks_graded, partial > 0)
 
 
+def is_silent(records: pa.Table) -> np.ndarray:
+    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
+
+    This is the record column ``silent``, which describes a group's own responses, except for groups with a
+    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
+    column. Their ``kind`` says whether the rewards are equal.
+    """
+    known = records["silent"]
+    if known.null_count:
+        known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
+    silent = known.to_numpy()
+    has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
+    teaches = has_demonstration & pc.fill_null(pc.not_equal(records["fate"], "filtered"), True).to_numpy()
+    return silent & ~teaches
+
+
 def gradient_mass(records: pa.Table) -> np.ndarray:
     """(N,) each group's part in the gradient, up to a factor; NaN if it was not trained on, or if it is not known.
 
@@ -317,23 +404,25 @@ def gradient_mass(records: pa.Table) -> np.ndarray:
     return np.where(trained, np.where(np.isnan(mass), size * gain, mass), np.nan)
 
 
-def _kind(group: Group) -> str | None:
-    """``mixed``, ``all_right`` or ``all_wrong``, by the verdicts; None for a group without responses.
+def _kind(group: Group, rated: Collection[str]) -> str | None:
+    """``mixed``, ``all_right``, ``all_wrong`` or ``equal``, by the verdicts; None for a group without responses.
 
-    Verdicts are the verifier's values of ``acc``, whatever their range. Responses of an earlier visit have none and do
-    not count. If another response has none, or all are of an earlier visit, the verdicts are the rewards.
+    Verdicts are the accuracies of the visit (``valid_accuracies``). If the group's source has none, they are the
+    verifier's values of ``acc``, whatever their range. If a response lacks one, or all are of an earlier visit, the
+    verdicts are the rewards. Equal verdicts that are no accuracies are ``equal``: nothing tells whether the responses
+    are right. A reward of 0.1 can be a bonus for the format of a wrong response, and no threshold is right for all
+    reward functions and for a step in which no response is right.
     """
     if not len(group.rewards):
         return None
-    has_verdict = ~np.isnan(group.accuracies)
-    own = len(group.rewards) - group.earlier
-    verdicts = group.accuracies[has_verdict] if has_verdict.sum() == own > 0 else group.rewards
+    accuracies = valid_accuracies(group, rated)
+    own = group.accuracies[~np.isnan(group.accuracies)]
+    verdicts = accuracies if len(accuracies) else own if len(own) and not missing_accuracies(group) else group.rewards
     if verdicts.min() != verdicts.max():
         return "mixed"
-    accuracies = valid_accuracies(group, unrated_sources([group]))
-    # Outside [0, 1], a verdict above 0 counts as right.
-    is_right = accuracies.mean() > 0.5 if len(accuracies) else verdicts[0] > 0
-    return "all_right" if is_right else "all_wrong"
+    if not len(accuracies):
+        return "equal"
+    return "all_right" if accuracies.mean() > 0.5 else "all_wrong"
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:

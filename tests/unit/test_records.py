@@ -19,6 +19,7 @@ from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import (
     LeftGroup,
+    is_silent,
     outside_sources,
     read_records,
     schema,
@@ -69,7 +70,7 @@ def test_figures_of_a_group(alpha):
         "dagrpo_pairs_shaped": None,
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
         **{"unverified": None, "failed_rewards": 0, "distinct_answers": None, "partial": 0.0, "answers": None},
-        **{"earlier": 0, "mass": None},
+        **{"earlier": 0, "mass": None, "without_acc": 0},
     }
 
 
@@ -80,16 +81,23 @@ def test_figures_of_a_group(alpha):
         ([0, 0], None, "all_wrong", True),
         ([0, 1], None, "mixed", False),
         ([0.7] * 7, [1] * 7, "all_right", True),
-        ([-1, -1], [np.nan, np.nan], "all_wrong", True),
+        ([0, 0.2], [1, 1], "all_right", False),
+        # Without accuracies, nothing tells whether equal responses are right: 0.1 may be a bonus for their format.
+        ([-1, -1], [np.nan, np.nan], "equal", True),
+        ([0.1, 0.1], [np.nan, np.nan], "equal", True),
+        ([0.1, 1.1], [np.nan, np.nan], "mixed", False),
         ([0.3, 0.4], [0, 0], "all_wrong", False),  # a penalty teaches where the verdicts agree
         ([1, 0.7], [1, 1], "all_right", False),
         ([0.5, 0.5], [1, 0], "mixed", True),  # the verdicts differ, and nothing is learned from it
-        ([1, 0.7], [1, np.nan], "mixed", False),  # not every response has a verdict
+        ([1, 0.7], [1, np.nan], "mixed", False),  # a response without acc counts as wrong
+        ([1, 1], [1, np.nan], "mixed", True),
+        ([0.1, 0], [0, np.nan], "all_wrong", False),
+        ([1, 0.7], [2, np.nan], "mixed", False),  # not every response has a verdict
         ([1], None, "all_right", True),
-        ([-1, -1], None, "all_wrong", True),  # a verifier that returns a number: verl takes it for the accuracy too
-        ([-1, -1.3], [-1, -1], "all_wrong", False),
+        ([-1, -1], None, "equal", True),  # a verifier that returns a number: verl takes it for the accuracy too
+        ([-1, -1.3], [-1, -1], "equal", False),
         ([1, -0.9], [1, 1], "all_right", False),
-        ([100, 100], None, "all_right", True),
+        ([1.2, 1.2], None, "equal", True),
     ],
 )
 def test_kinds_go_by_verdicts_and_silence_by_rewards(rewards, accuracies, kind, silent):
@@ -200,7 +208,17 @@ def test_a_source_stays_without_accuracies_in_later_steps_and_after_a_resume():
         assert table["total"].to_pylist() == [0, 2]
         assert table["silent_predicted"].to_pylist()[0] is None and table["silent_predicted"].to_pylist()[1] > 0
         assert len(later.prompts) == 1
-    assert table["kind"].to_pylist() == ["all_right", "mixed"], "verdicts are compared all the same"
+    assert table["kind"].to_pylist() == ["equal", "mixed"], "verdicts are compared all the same"
+    assert group_metrics(table).keys() >= {f"group/frac_{name}" for name in ("all_correct", "all_wrong", "equal")}
+
+
+def test_shares_of_right_and_wrong_groups_exist_only_with_accuracies():
+    """A reward of 0.1 for the format and 1.1 for a right answer: the policy solves nothing yet."""
+    unrated = rows(*((group([reward] * 2, [np.nan] * 2), "trained") for reward in (0.1, 0.1, 1.1)))
+    metrics = group_metrics(unrated)
+    assert metrics["group/frac_mixed"] == 0 and metrics["group/frac_equal"] == 1
+    assert "group/frac_all_correct" not in metrics and "group/frac_all_wrong" not in metrics
+    assert "group/frac_equal" not in group_metrics(rows((group([1, 1]), "trained")))
 
 
 def older_rows(*groups):
@@ -223,9 +241,10 @@ def test_readers_leave_out_the_accuracies_of_such_a_source_in_all_steps():
     for table in (older, pa.concat_tables(newer)):
         assert outside_sources(table) == ["code"]
         read = with_valid_accuracies(table)
-        assert read.schema.equals(table.schema) and read.drop(["total", "correct", "silent_predicted"]).equals(
-            table.drop(["total", "correct", "silent_predicted"])
-        )
+        changed = ["total", "correct", "silent_predicted", "kind"]
+        assert read.schema.equals(table.schema) and read.drop(changed).equals(table.drop(changed))
+        assert read["kind"].to_pylist()[-5:] == ["equal", "mixed", "equal", "equal", "mixed"], "also before step 2"
+        assert read["kind"][0].as_py() == "equal"
         assert all(row["total"] == row["correct"] == 0 for row in read.to_pylist() if row["data_source"] == "code")
         assert read.to_pylist()[-1] == table.to_pylist()[-1], "another source keeps its accuracies"
     assert with_valid_accuracies(older)["silent_predicted"].to_pylist() == [None] * 4 + [0.9]
@@ -236,9 +255,12 @@ def test_readers_leave_out_the_accuracies_of_such_a_source_in_all_steps():
 def test_accuracies_that_are_missing_for_another_reason_cost_no_other_group_its_own():
     earlier = replace(group([1, 0], [np.nan, np.nan]), earlier=2)
     missing = group([1, 0], [np.nan, np.nan], index=8)
+    never = replace(missing, data_source="reward model")
     lost = replace(group([], index=9), failed_rewards=2)
-    table = rows(*((one, "trained") for one in (earlier, missing, lost, group([0, 1], index=10))))
-    assert table["partial"].to_pylist() == [0, None, 0, 0], "null tells a missing accuracy from one outside [0, 1]"
+    table = rows(*((one, "trained") for one in (earlier, never, lost, missing, group([0, 1], index=10))))
+    assert table["partial"].to_pylist() == [0, None, 0, 0, 0], "null tells a missing accuracy from one outside [0, 1]"
+    assert table["total"].to_pylist() == [0, 0, 0, 2, 2] and table["correct"].to_pylist() == [0, 0, 0, 0, 1]
+    assert table["without_acc"].to_pylist() == [0, 2, 0, 2, 0]
     assert outside_sources(table) == [] and with_valid_accuracies(table) is table
     assert outside_sources(rows()) == []
 
@@ -253,7 +275,63 @@ def test_responses_of_an_earlier_visit_do_not_hide_the_verdicts_of_the_others():
     (row,) = rows((replace(group([1, 0, 0], [1, 0, np.nan]), earlier=1), "trained")).to_pylist()
     assert row["kind"] == "mixed"
     (row,) = rows((replace(group([1, 0, 0], [1, np.nan, np.nan]), earlier=1), "trained")).to_pylist()
-    assert row["kind"] == "mixed", "a response of the visit has no verdict, so the rewards decide"
+    assert (row["kind"], row["correct"], row["total"]) == ("mixed", 1, 2), "a response of the visit has no verdict"
+
+
+def partly(rewards, index=7):
+    """A group of the usual reward function that returns {"score": 0.0} without acc if it finds no answer."""
+    return group(rewards, [1.0 if reward else np.nan for reward in rewards], index=index)
+
+
+def test_a_response_without_acc_counts_as_wrong_in_every_solve_rate():
+    """verl counts it as wrong in validations. Without it, a prompt solved once in four times has the rate 1."""
+    seam = Seam({}, PromptStore(), DictRows(), group_size=4)
+    table = a_step(seam, 1, partly([1, 0, 0, 0]), partly([0, 0, 0, 0], index=8))
+    assert (table["correct"].to_pylist(), table["total"].to_pylist()) == ([1, 0], [4, 4])
+    assert table["kind"].to_pylist() == ["mixed", "all_wrong"] and table["without_acc"].to_pylist() == [3, 4]
+    assert table["partial"].to_pylist() == [0, 0]
+    metrics = group_metrics(table)
+    assert metrics["group/pass@2"] == pytest.approx((1 / 2 + 0) / 2) and metrics["dial/gain_share/hard"] == 1
+    assert [values.tolist() for values in seam.prompts.counts([("math", 7), ("math", 8)])] == [[1, 1], [1, 0], [4, 4]]
+    again = a_step(seam, 2, partly([1, 0, 0, 0]))
+    assert again["silent_predicted"].null_count == 0, "every response has an accuracy, so a prediction is possible"
+    assert doubt([replace(partly([1, 0, 0, 0]), doubtful=1)]) == {"verifier/doubtful": 1 / 4}
+
+
+def test_a_source_has_accuracies_from_the_first_step_on_in_which_a_response_has_acc():
+    """The memory agrees with the records. Readers of the whole run count the responses of earlier steps, too."""
+    seam = Seam({}, PromptStore(), DictRows(), group_size=2)
+    never = group([0.5, 0.5], [np.nan, np.nan], source="reward model")
+    tables = [a_step(seam, 1, partly([0, 0]), never)]
+    assert tables[0]["total"].to_pylist() == [0, 0] and len(seam.prompts) == 0, "nothing is known yet"
+    tables.append(a_step(seam, 2, partly([1, 0]), never))
+    resumed = Seam({}, PromptStore(), DictRows(), group_size=2)
+    resumed.prompts.load_state_dict(seam.prompts.state_dict())
+    for later in (seam, resumed):
+        table = a_step(later, 3, partly([0, 0]), never)
+        assert table["total"].to_pylist() == [2, 0] and later.prompts.rated == {"math"}
+        assert [int(values[0]) for values in later.prompts.counts([("math", 7)])] == [2, 1, 4]
+        assert len(later.prompts) == 1
+    whole = pa.concat_tables([*tables, table])
+    read = with_valid_accuracies(whole)
+    assert read["total"].to_pylist() == [2, 0] * 3 and read["correct"].to_pylist() == [0, 0, 1, 0, 0, 0]
+    assert read["kind"].to_pylist()[::2] == ["all_wrong", "mixed", "all_wrong"]
+    assert read["partial"].to_pylist() == [0, None] * 3 and read["without_acc"].to_pylist() == [2, 2, 1, 2, 2, 2]
+    assert read.schema.equals(whole.schema)
+
+
+def test_readers_count_the_responses_that_version_7_left_out():
+    left = [partly([1, 0, 0, 0]), partly([0, 0, 0, 0], index=8), replace(partly([1, 0, 0], index=9), earlier=1)]
+    table = rows(*((one, "trained") for one in left))
+    places = {name: table.schema.get_field_index(name) for name in ("total", "partial", "kind", "without_acc")}
+    older = table
+    for name, values in (("total", [1, 0, 1]), ("partial", [0, None, 0]), ("kind", ["mixed", "all_wrong", "mixed"])):
+        older = older.set_column(places[name], name, pa.array(values, table.schema.field(name).type))
+    older = older.set_column(places["without_acc"], "without_acc", pa.nulls(3, pa.int32()))
+    assert with_valid_accuracies(older).equals(table)
+    sixth = older.set_column(older.schema.get_field_index("earlier"), "earlier", pa.nulls(3, pa.int32()))
+    read = with_valid_accuracies(sixth)
+    assert read["total"].to_pylist() == [1, 0, 1], "they do not tell which responses are of an earlier visit"
 
 
 @given(
@@ -272,13 +350,15 @@ def test_a_source_has_the_accuracies_of_all_its_responses_or_none(visits):
         for index, (source, values) in enumerate(visits)
     ]
     outside = {source for source, values in visits if any(value < 0 or value > 1 for value in values)}
-    rated = {source: [v for name, values in visits if name == source for v in values if v == v] for source, _ in visits}
+    accuracies = {source: np.concatenate([of for name, of in visits if name == source]) for source, _ in visits}
     for table in (rows(*((one, "trained") for one in groups)), older_rows(*groups)):
         read = with_valid_accuracies(table)
-        for source, values in rated.items():
+        for source, values in accuracies.items():
             of_source = read.filter(pc.equal(read["data_source"], source))
             total, correct = sum(of_source["total"].to_pylist()), sum(of_source["correct"].to_pylist())
-            expected = (0, 0) if source in outside else (len(values), sum(values))
+            # A response without an acc counts as wrong, unless no response of the source has one.
+            has_none = source in outside or np.isnan(values).all()
+            expected = (0, 0) if has_none else (len(values), np.nansum(values))
             assert (total, correct) == pytest.approx(expected)
 
 
@@ -369,8 +449,8 @@ def test_columns_that_an_older_version_did_not_write_are_null(tmp_path):
     assert found["demonstrations"].to_pylist() == [None] * (len(found) // 2) + [0] * (len(found) // 2)
 
 
-#: Columns that version 7 added.
-_NEW = ("dagrpo_pairs_shaped", "partial", "answers", "earlier", "mass")
+#: Columns that versions 7 and 8 added.
+_NEW = ("dagrpo_pairs_shaped", "partial", "answers", "earlier", "mass", "without_acc")
 
 
 @pytest.mark.parametrize("run", ["dagrpo", "grpo", "gvpo_whole", "hadw_dapo"])
@@ -397,6 +477,16 @@ def test_a_full_disk_leaves_no_incomplete_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 1, attempt=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_tokens_of_groups_with_a_demonstration_are_not_silent():
+    """The report says the same of them. Dynamic sampling can still evict such a group."""
+    joined = replace(group([0, 0]), demonstrations=1)
+    table = rows(*((one, "trained") for one in (joined, joined, group([1, 0]), group([1, 1]))))
+    assert table["silent"].to_pylist() == [True, True, False, True], "the column is about the responses alone"
+    assert is_silent(table).tolist() == [False, False, False, True]
+    assert group_metrics(table)["group/frac_tokens_silent"] == 0.25
+    assert group_metrics(rows((joined, "filtered"), (group([1, 0]), "trained")))["group/frac_tokens_silent"] == 0.5
 
 
 def test_metrics_count_every_fate_once():

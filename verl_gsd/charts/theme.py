@@ -14,7 +14,7 @@ from verl_gsd.writing import atomic_write
 #: The eight colours of Okabe and Ito, in the order in which series use them. Yellow is last: it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 #: The colour of each kind of group outcome, the same in all charts.
-KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00"}
+KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00", "equal": "#E69F00"}
 
 _CONFIG = {
     "background": "white",

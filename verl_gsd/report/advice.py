@@ -34,7 +34,8 @@ def accepted_overrides(
         config: dotted key -> value; empty if it is not known.
         words: the words of the run's command line; empty if they are not known. A key that a word sets keeps its value
             if a group is chosen anew.
-        is_rated: False if some responses of the run have no accuracy. Extensions that read it are then not accepted.
+        is_rated: False if some responses of the run have no ``acc`` in [0, 1]. Extensions that read it are then not
+            accepted.
     """
     if not overrides:
         return ()

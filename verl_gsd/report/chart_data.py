@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from verl_gsd.records import gradient_mass
+from verl_gsd.records import float_column, gradient_mass, is_silent
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import (
     USES,
     column,
-    float_column,
     group_accuracies,
     is_one_of,
-    is_silent,
 )
 
 #: Maximum number of points of a line.

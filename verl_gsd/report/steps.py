@@ -12,7 +12,7 @@ from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
 from verl_gsd.planning.pass_at_k import pass_at_k
-from verl_gsd.records import EASY, HARD, gradient_mass, is_graded
+from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
 from verl_gsd.report.reading import Columns, RunData
 
@@ -36,14 +36,18 @@ def step_table(run: RunData) -> Columns:
       generated in the step and are not rollouts.
     - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
     - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
-    - ``unrated``: share of the rollouts that have no accuracy. ``without_acc``: share of those for which the verifier
-      returned no ``acc`` at all. The others have one, and their data source has an ``acc`` outside [0, 1].
+    - ``unrated``: share of the rollouts that have no accuracy, because their data source has none.
+      ``without_acc``: share of the rollouts for which the verifier returned no ``acc``. They count as wrong if their
+      data source has accuracies.
     - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread``, ``unrated``,
       ``tokens_per_response`` and ``likely_*``: the same for one data source (``sources_of``). Only in runs with
       several. These sources also have ``unverified``, which is the metric ``verifier/unverified``, and the numbers of
-      ``groups_answered``, which have responses, and of those that are ``groups_{silent,all_wrong,all_right}``.
-    - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
-      The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
+      ``groups_answered``, which have responses, and of those that are ``groups_{silent,all_wrong,all_right,equal}``.
+    - ``mixed``, ``all_right``, ``all_wrong``, ``equal``, ``silent``, ``alone``: shares of the groups that have
+      responses. The first four are the record column ``kind``, which goes by the verdicts. ``silent``: see
+      ``is_silent``; ``alone`` is a group of one response.
+    - ``shaped``: share of the groups whose verdicts are equal and whose rewards differ. Only groups of the visit's own
+      responses count: the verdicts of a group do not include earlier responses and demonstrations, but its rewards do.
     - ``sigma``: mean standard deviation of a group's rewards.
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
@@ -94,11 +98,6 @@ def sources_of(table: Columns) -> list[str]:
     return [name.removeprefix(start) for name in table if name.startswith(start)]
 
 
-def float_column(records: pa.Table, name: str) -> np.ndarray:
-    """(N,) a column of the records as float64, null as NaN."""
-    return records[name].to_numpy().astype(float)
-
-
 def group_accuracies(records: pa.Table) -> np.ndarray:
     """(N,) mean accuracy of each group's responses; NaN if none has an accuracy."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -108,27 +107,6 @@ def group_accuracies(records: pa.Table) -> np.ndarray:
 def is_one_of(records: pa.Table, name: str, *values: str) -> np.ndarray:
     """(N,) bool: whether the string column ``name`` has one of ``values``. False where it is null."""
     return pc.is_in(records[name], value_set=pa.array(values)).to_numpy()
-
-
-def generated(records: pa.Table) -> np.ndarray:
-    """(N,) number of responses that each group's visit generated: all but those of earlier visits."""
-    return float_column(records, "size") - np.nan_to_num(float_column(records, "earlier"))
-
-
-def is_silent(records: pa.Table) -> np.ndarray:
-    """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
-
-    This is the record column ``silent``, which describes a group's own responses, except for groups with a
-    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
-    column. Their ``kind`` says whether the rewards are equal.
-    """
-    known = records["silent"]
-    if known.null_count:
-        known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
-    silent = known.to_numpy()
-    has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
-    teaches = has_demonstration & ~is_one_of(records, "fate", "filtered")
-    return silent & ~teaches
 
 
 class _StepSums:
@@ -225,13 +203,14 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     mean, std = float_column(records, "mean"), float_column(records, "std")
     rollouts = generated(records)
     has_responses = size > 0
-    # A source whose ``acc`` lies outside [0, 1] has no accuracies, but a number in ``partial``.
-    is_outside = (rated == 0) & ~np.isnan(float_column(records, "partial"))
     reward = sums.mean(mean, has_responses, size)
     variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses, size)
     kinds: Columns = {
-        kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong")
+        kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong", "equal")
     }
+    silent, demonstrations = is_silent(records), float_column(records, "demonstrations")
+    has_others = (rollouts < size) | (demonstrations > 0)
+    is_shaped = ~is_one_of(records, "kind", "mixed") & ~silent
     return {
         "groups": sums.count(np.ones(len(size), dtype=bool)).astype(float),
         "rollouts": sums.total(rollouts),
@@ -239,15 +218,16 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "tokens_per_response": sums.ratio(tokens, rollouts),
         "lost_rewards": sums.total(float_column(records, "failed_rewards")),
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
-        "silent": sums.mean(is_silent(records).astype(float), has_responses),
+        "silent": sums.mean(silent.astype(float), has_responses),
+        "shaped": sums.mean(is_shaped.astype(float), has_responses & ~has_others),
         "alone": sums.mean((size == 1).astype(float), has_responses),
         "sigma": sums.mean(std, has_responses),
         "reward": reward,
         "reward_spread": np.sqrt(variance),
         "unrated": sums.ratio(rollouts - rated, rollouts),
-        "without_acc": sums.ratio(np.where(is_outside, 0.0, rollouts - rated), rollouts),
+        "without_acc": sums.ratio(float_column(records, "without_acc"), rollouts),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
-        "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
+        "demonstrated": sums.mean((demonstrations > 0).astype(float), has_responses),
     }
 
 
@@ -260,7 +240,7 @@ def _source_figures(records: pa.Table, sums: _StepSums) -> Columns:
     unverified, verified = _unverified(records)
     has_responses = size > 0
     kinds = {"silent": is_silent(records)} | {
-        kind: is_one_of(records, "kind", kind) for kind in ("all_wrong", "all_right")
+        kind: is_one_of(records, "kind", kind) for kind in ("all_wrong", "all_right", "equal")
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         reward = total(size * mean) / total(size)

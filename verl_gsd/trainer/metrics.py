@@ -19,7 +19,7 @@ from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, unrated_sources, valid_accuracies
+from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, is_silent, rated_sources, valid_accuracies
 from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
@@ -64,9 +64,11 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
         For groups with responses:
 
-        - ``group/frac_{mixed,all_correct,all_wrong}``: shares of groups, by the verifier's verdicts (``kind``).
+        - ``group/frac_{mixed,all_correct,all_wrong,equal}``: shares of groups, by the verifier's verdicts (``kind``).
+          ``all_correct`` and ``all_wrong`` are absent if no data source of the step has accuracies, and ``equal`` if
+          all have.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
-        - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``silent``).
+        - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``records.is_silent``).
         - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
           is of an earlier visit.
 
@@ -104,7 +106,11 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
         return metrics
     size, std = table["size"].to_numpy(), table["std"].to_numpy()
     kind = np.array(table["kind"].to_pylist(), dtype=object)
-    for name, kind_name in (("mixed", "mixed"), ("all_correct", "all_right"), ("all_wrong", "all_wrong")):
+    is_rated = table["total"].to_numpy() > 0
+    names = {"mixed": "mixed"}
+    names |= {"all_right": "all_correct", "all_wrong": "all_wrong"} if is_rated.any() else {}
+    names |= {} if is_rated.all() else {"equal": "equal"}
+    for kind_name, name in names.items():
         metrics[f"group/frac_{name}"] = float((kind == kind_name).mean())
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):
@@ -112,9 +118,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     # The rewards of earlier responses are in the group's mean, but they were not generated in this step.
     if {"trained"} < set(table["fate"].to_pylist()) and not table["earlier"].to_numpy().any():
         metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
-    silent = np.array(table["silent"].to_pylist(), dtype=bool)
     tokens = table["tokens"].to_numpy()
-    metrics["group/frac_tokens_silent"] = float(tokens[silent].sum() / max(tokens.sum(), 1))
+    metrics["group/frac_tokens_silent"] = float(tokens[is_silent(table)].sum() / max(tokens.sum(), 1))
     predicted = table["silent_predicted"].to_numpy()  # null becomes NaN
     has_prediction = ~np.isnan(predicted)
     if has_prediction.any():
@@ -148,8 +153,8 @@ def doubt(groups: Sequence[Group]) -> dict[str, float]:
     Only groups whose verifier reports this count. The dict is empty if there is none.
     """
     reported = [group for group in groups if group.doubtful is not None]
-    unrated = unrated_sources(reported)
-    verdicts = sum(len(valid_accuracies(group, unrated)) for group in reported)
+    rated = rated_sources(reported)
+    verdicts = sum(len(valid_accuracies(group, rated)) for group in reported)
     return {"verifier/doubtful": sum(group.doubtful or 0 for group in reported) / verdicts} if verdicts else {}
 
 

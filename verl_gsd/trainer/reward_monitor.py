@@ -123,7 +123,7 @@ class RewardMonitor:
         self._lost = self._reported_lost = 0  # in training
         self._reported_share = 0.0
         self._slow_steps, self._slow_reported = 0, False
-        self._unrated_reported: str | None = None  # why responses had no accuracy: ``no acc`` or ``outside``
+        self._unrated_reported: set[str] = set()  # why responses had no accuracy: ``outside``, ``none`` or ``missing``
 
     @classmethod
     def from_config(
@@ -216,29 +216,46 @@ class RewardMonitor:
                 "records have solve rates. Reports still have none of this source for the whole run.",
             )
 
-    def report_unrated(self, step: int, groups: Sequence[Group]) -> None:
+    def report_unrated(self, step: int, groups: Sequence[Group], rated: Collection[str]) -> None:
         """Warn of the first step in which responses have no accuracy in [0, 1].
 
-        If they only lacked one, the first step in which one lies outside [0, 1] is reported as well.
+        If they only lacked one, the first step in which one lies outside [0, 1] is reported as well. So is the first
+        one in which responses without an ``acc`` count as wrong, because others of their data source have one.
 
         Args:
             groups: the groups that left in the step.
+            rated: the data sources that have accuracies (``records.rated_sources``).
         """
         invalid = {group.uid: accuracy for group in groups if (accuracy := first_invalid_accuracy(group)) is not None}
+
+        def reason(group: Group) -> str:
+            if not math.isnan(invalid[group.uid]):
+                return "outside"
+            return "missing" if group.data_source in rated else "none"
+
         # A value outside [0, 1] comes first, because it costs the data source all its accuracies.
         first = min(
             (group for group in groups if group.uid in invalid),
-            key=lambda of: math.isnan(invalid[of.uid]),
+            key=lambda group: ("outside", "none", "missing").index(reason(group)),
             default=None,
         )
-        if first is None:
+        if first is None or self._unrated_reported & {"outside", reason(first)}:
             return
-        what = "no acc" if math.isnan(invalid[first.uid]) else "outside"
-        if self._unrated_reported in ("outside", what):
+        self._unrated_reported.add(reason(first))
+        in_groups = f"In {len(invalid)} of {len(groups)} groups of step {step},"
+        example = f"For example, data_source={first.data_source}, index={first.index} has"
+        if reason(first) == "missing":
+            self._messages.write(
+                "warning",
+                f"{in_groups} responses have no acc. {example} no acc from {self._function}, which returned acc for "
+                "another response of this data source. Responses without acc count as wrong in all solve rates, as in "
+                "verl's validations. Return acc for every response, 1 for a right and 0 for a wrong one, beside score "
+                "from reward.custom_reward_function.",
+            )
             return
-        self._unrated_reported = what
-        value, consequence, remedy = "no acc", "The records and reports have no solve rates of such groups", ""
-        if what == "outside":
+        value, remedy = "no acc", ""
+        consequence = "The records and reports have no solve rates of this data source as long as no response has acc"
+        if reason(first) == "outside":
             value = f"acc={invalid[first.uid]:g}"
             consequence = (
                 f"Groups without a value outside [0, 1] are no fair sample of data_source={first.data_source}. The "
@@ -247,8 +264,7 @@ class RewardMonitor:
             remedy = " A resume then needs algorithm.gsd.state=fresh."
         self._messages.write(
             "warning",
-            f"In {len(invalid)} of {len(groups)} groups of step {step}, responses have no accuracy in [0, 1]. For "
-            f"example, data_source={first.data_source}, index={first.index} has {value} from {self._function}. "
+            f"{in_groups} responses have no accuracy in [0, 1]. {example} {value} from {self._function}. "
             f"{consequence}, and there are no predictions of silent groups. To get them, return acc, 1 for a right and "
             f"0 for a wrong response, beside score from reward.custom_reward_function.{remedy}",
         )

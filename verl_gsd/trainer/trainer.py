@@ -59,7 +59,7 @@ from verl_gsd.trainer.reward_monitor import RewardMonitor
 from verl_gsd.trainer.row_store import BatchColumns, QueueRows
 from verl_gsd.trainer.rows import PARTITION, is_own, origin, replaced_reward
 from verl_gsd.trainer.seam import Seam
-from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
+from verl_gsd.trainer.step_end import HALF_LIFE, end_step, rated_sources, step_table
 from verl_gsd.trainer.verifying import RewardWorkers
 from verl_gsd.trainer.worker import actor_worker
 
@@ -352,7 +352,7 @@ class GroupTrainer(PPOTrainer):
         metrics.update(group_metrics(table))
         groups = [entry.group for entry in left]
         metrics.update(doubt(groups))
-        self.monitor.rewards.report_unrated(self.global_steps, groups)
+        self.monitor.rewards.report_unrated(self.global_steps, groups, rated_sources(self.seam))
         metrics.update(self.monitor.rewards.end_step(self.global_steps, seconds))
         metrics["group/count/waiting"] = float(self.seam.waiting)  # being generated, or generated and not used yet
         if self.seam.sizes_in_data:

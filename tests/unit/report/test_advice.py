@@ -144,9 +144,10 @@ PENALTY = (f"+{PENALIZED}=512", f"+{OVERLONG}=true")
         (NO_ACC, PENALTY, "score", False),
         (NO_ACC, REWARD_MODEL, "reward", False),
         ({name: 0.1 for name in NO_ACC}, (), "reward", False),  # one source of ten
+        ({"unrated": 0.0, "without_acc": 0.1}, (), "reward", False),  # responses without an answer count as wrong
         (OUTSIDE, (), "acc", False),  # a plain number of 1 or -1, of which verl stores no other value
-        (OUTSIDE | {"silent": 0.7}, (), "score", False),  # acc of 1 and -1, and a score with partial credit
-        ({"silent": 0.7}, (), "score", True),
+        (OUTSIDE | {"shaped": 0.1}, (), "score", False),  # acc of 1 and -1, and a score with partial credit
+        ({"shaped": 0.1}, (), "score", True),
     ],
 )
 def test_advice_for_silent_groups_suits_what_the_verifier_returns(compose_fast, columns, words, metric, reads_accuracy):
@@ -168,7 +169,7 @@ def test_advice_for_silent_groups_suits_what_the_verifier_returns(compose_fast, 
     [
         ([1.0, 0.0, 0.5], 0, 0),
         ([np.nan] * 3, 1, 1),
-        ([1.0, np.nan, np.nan], 2 / 3, 2 / 3),
+        ([1.0, np.nan, np.nan], 0, 2 / 3),  # they count as wrong
         ([1.0, -1.0, -1.0], 1, 0),
     ],
 )

@@ -69,11 +69,25 @@ def test_a_source_with_verdicts_of_1_and_minus_1_has_no_accuracy_in_any_step(tmp
     table = step_table(run)
     assert table["accuracy"].tolist() == [0.75, 0.0] and table["pass_at_1"].tolist() == pytest.approx([0.75, 0.0])
     assert np.isnan(table["seen_silent"]).all() and np.isnan(table["seen_predicted"]).all()
-    assert table["all_right"].tolist() == [0.5, pytest.approx(1 / 3)], "verdicts are compared all the same"
+    assert table["equal"].tolist() == [0.5, pytest.approx(1 / 3)], "verdicts are compared all the same"
+    assert table["mixed"].tolist() == [0.5, pytest.approx(1 / 3)] and table["all_right"].tolist() == [0, 0]
     done = run_report(tmp_path, "--output", tmp_path / "page.html")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "page.html").read_text()
     assert "The held-out values of code are no accuracies, because the verifier returned an acc outside [0, 1]." in page
+
+
+def test_a_page_says_which_share_of_the_rollouts_counts_as_wrong_without_acc(tmp_path):
+    lacking = replace(group(MIXED), accuracies=np.array([np.nan, 1, 1, 1]))
+    records(tmp_path, 1, (replace(lacking, accuracies=np.full(4, np.nan)), "trained"))
+    records(tmp_path, 2, (lacking, "trained"), (MIXED, "trained"))
+    table = step_table(read_run(tmp_path, "run"))
+    assert table["accuracy"].tolist() == [0, 0.75] and table["unrated"].tolist() == [0, 0]
+    assert table["without_acc"].tolist() == [1, 1 / 8] and table["all_wrong"].tolist() == [1, 0]
+    assert run_report(tmp_path, "--output", tmp_path / "page.html").exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "no acc for 56% of the rollouts of this run" in page and "They count as wrong" in page
+    assert "There is no accuracy" not in page
 
 
 def test_a_resume_without_a_step_replaces_nothing(tmp_path):
@@ -219,6 +233,7 @@ def slow_step_table(table):
             "silent": mean([is_silent(row) for row in whole]),
             "mixed": mean([row["kind"] == "mixed" for row in whole]),
             "all_wrong": mean([row["kind"] == "all_wrong" for row in whole]),
+            "equal": mean([row["kind"] == "equal" for row in whole]),
             "alone": mean([row["size"] == 1 for row in whole]),
             "sigma": mean([row["std"] for row in whole]),
             "accuracy": ratio(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
@@ -428,6 +443,20 @@ def test_equal_rewards_are_not_silent_under_an_estimator_that_compares_no_respon
         assert table["all_wrong"][0] == pytest.approx(1 / 3), "charts of these do not change"
         page = " ".join(text for section in build_sections(read_runs([run])) for text in section.text)
         assert ("rpp: the estimator reinforce_plus_plus" in page) is (name == "rpp")
+
+
+def test_verdicts_and_rewards_are_compared_only_in_groups_of_own_responses(tmp_path):
+    """With a function that returns a number, verl stores acc alone. Earlier responses have a reward and no verdict."""
+    history = replace(group([0, 0, 1, 1]), accuracies=np.array([0, 0, np.nan, np.nan]), earlier=2)
+    anchored = replace(group(WRONG), demonstrations=1)
+    shaped = replace(group([0, 0.2]), accuracies=np.zeros(2))
+    others = [(history, "trained"), (anchored, "trained"), (MIXED, "trained"), (WRONG, "trained"), ([], "failed")]
+    records(tmp_path, 1, *others)
+    records(tmp_path, 2, *others, (shaped, "trained"), (shaped, "filtered"))
+    records(tmp_path, 3, (history, "trained"))
+    table = step_table(read_run(tmp_path, "run"))
+    assert table["all_wrong"].tolist() == [0.75, 5 / 6, 1] and table["silent"].tolist() == [0.25, 2 / 6, 0]
+    assert table["shaped"].tolist() == pytest.approx([0, 1 / 4, np.nan], nan_ok=True)
 
 
 def test_responses_of_earlier_visits_were_not_generated(tmp_path):

@@ -199,8 +199,8 @@ FIRES = [
     (policy.unlearning, held_out(*(0.5 - 0.01 * LONG_WAVE[:10]), *(0.3 - 0.01 * LONG_WAVE[:10])), {}, "optim.lr"),
     (policy.unlearning, held_out_reward(FALLEN), {}, "optim.lr"),
     (policy.unlearning, held_out_reward(40 * FALLEN - 10, spread=20.0), {}, "optim.lr"),
-    (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), {}, "preset=hard"),
-    (hadw.frozen_anchor, table(anchor=known_after(1, 0.4), accuracy=0.6), SOFT, "preset=hard"),
+    (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.6), {}, "preset=hard"),
+    (hadw.frozen_anchor, table(anchor=known_after(1, 0.4), hadw__accuracy=0.6), SOFT, "preset=hard"),
     (gvpo.strong_pull, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
     (rollouts.wrong_rates, expecting(0.7, 0.4), {}, "budget=uniform"),
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.55), HALF_LIFE, "half_life=200"),
@@ -288,11 +288,12 @@ QUIET = [
     ),
     (rewards.shifted_verdicts, table(unrated=1, reward_spread=20, reward=WAVE + LATE), {}),
     (rewards.shifted_verdicts, table(unrated=0, reward_spread=0.5, reward=WAVE + LATE, accuracy=0.5 + WAVE), {}),
-    (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), accuracy=0.6), {}),
-    (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.42), {}),
-    (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), FIXED),
-    (hadw.frozen_anchor, table(anchor=0.4, accuracy=0.6), NUMBER),
-    (hadw.frozen_anchor, table(anchor=known_after(STEPS - 5, 0.4), accuracy=0.6), {}),
+    (hadw.frozen_anchor, table(anchor=falling(0.4, 0.5), hadw__accuracy=0.6), {}),
+    (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.42), {}),
+    (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.42, accuracy=0.2), {}),  # a budget: mostly hard prompts
+    (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.6), FIXED),
+    (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.6), NUMBER),
+    (hadw.frozen_anchor, table(anchor=known_after(STEPS - 5, 0.4), hadw__accuracy=0.6), {}),
     (gvpo.strong_pull, table(gvpo__pull_over_push=0.5), {}),
     (rollouts.wrong_rates, expecting(0.7, 0.65), {}),
     (rollouts.wrong_rates, expecting(0.7, 0.4, budget__share__known=0.5), {}),
@@ -534,12 +535,13 @@ def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
 @pytest.mark.parametrize(
     ("columns", "config", "metric"),
     [
-        ({"all_wrong": 0.6, "all_right": 0.0}, {}, "acc"),
-        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "score"),
-        ({"all_wrong": 0.5, "all_right": 0.3}, {}, "score"),
-        ({"all_wrong": 0.9, "all_right": 0.0, "demonstrated": 0.3}, {}, "acc"),
+        ({"all_wrong": 0.6, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3}, {}, "score"),
+        ({"all_wrong": 0.5, "all_right": 0.3, "shaped": 0.2}, {}, "score"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),  # the others have demonstrations
+        ({"all_wrong": 0.9, "all_right": 0.0}, {}, "acc"),  # all groups have earlier responses
         (
-            {"all_wrong": 0.9, "all_right": 0.0},
+            {"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3},
             {"reward.reward_kwargs.overlong_buffer_cfg.enable": True},
             "acc",
         ),
@@ -550,6 +552,24 @@ def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, 
     """With partial credit, a filter by verdict would also evict groups whose scores differ."""
     (finding,) = groups.silent(table(silent=0.6, **columns), config)
     assert any(f"algorithm.filter_groups.metric={metric} " in line for line in finding.overrides)
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentences", "absent"),
+    [
+        ({"all_wrong": 0.1, "all_right": 0.5}, ["all right in 50%", "solves most"], ["nothing tells"]),
+        ({"all_wrong": 0.5, "all_right": 0.1}, ["wrong in 50%"], ["solves most", "nothing tells"]),
+        ({"all_wrong": 0, "all_right": 0, "equal": 0.6}, ["In 60%", "nothing tells"], ["all right", "solves most"]),
+        ({"all_wrong": 0.1, "all_right": 0.2, "equal": 0.3}, ["right in 20%", "In 30%"], ["solves most"]),
+    ],
+)
+def test_silent_groups_are_called_right_or_wrong_only_with_accuracies(shares, sentences, absent):
+    """A bonus for the format can be the reward of all responses to a prompt that the policy does not solve."""
+    (finding,) = groups.silent(table(silent=0.6, **shares), {})
+    assert all(sentence in finding.text for sentence in sentences), finding.text
+    assert not any(sentence in finding.text for sentence in absent), finding.text
+    is_wrong = shares["all_wrong"] > shares["all_right"]
+    assert any(line.startswith("algo=dagrpo_anchors") for line in finding.overrides) == is_wrong
 
 
 def test_a_loss_that_is_not_finite_is_told_from_a_gradient():

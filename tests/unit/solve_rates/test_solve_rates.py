@@ -285,12 +285,13 @@ def test_records_are_pooled_by_prompt_whatever_the_fate_of_a_group(tmp_path):
     visits(tmp_path, 1, (7, [0, 1, 1, 1]), (3, [0, 0]))
     visits(tmp_path, 2, (7, [1, 1]), (3, [0, 0, 1]), (4, [1]), fate="filtered")
     visits(tmp_path, 2, (3, [1, 1]), attempt=2)  # resumed after step 1: the other step 2 was undone
-    visits(tmp_path, 3, (5, [np.nan, np.nan]), attempt=2)
+    visits(tmp_path, 3, (5, [np.nan, np.nan]), attempt=2, source="reward model")
+    visits(tmp_path, 4, (3, [np.nan, np.nan]), attempt=2)  # without acc, they count as wrong
     found = read_solve_rates(tmp_path)
     assert found.keys == [("math", 3), ("math", 7)]
-    assert (found.correct.tolist(), found.total.tolist()) == ([2, 3], [4, 4])
+    assert (found.correct.tolist(), found.total.tolist()) == ([2, 3], [6, 4])
     (said,) = found.skipped
-    assert re.search(r"\b1 of 4\b.*row 3\b.*step 3\b", said)
+    assert re.search(r"\b1 of 5\b.*row 3\b.*step 3\b", said)
 
 
 def test_a_source_with_verdicts_of_1_and_minus_1_has_no_solve_rates(tmp_path):

@@ -61,23 +61,42 @@ def test_the_first_step_with_accuracies_outside_0_to_1_is_reported_once(monitor)
         return Group(f"uid{index}", "math", index, np.zeros(size), np.array(accuracies), tokens)
 
     built, messages = monitor()
-    built.report_unrated(1, [group([1.0, 0.5], 1), group([], 2), group([math.nan], 3, tokens=0)])
+    built.report_unrated(1, [group([1.0, 0.5], 1), group([], 2), group([math.nan], 3, tokens=0)], {"math"})
     assert messages() == []
-    built.report_unrated(2, [group([1.0], 1), group([1.0, -1.0], 4), group([math.nan], 5)])
-    built.report_unrated(3, [group([-1.0], 6)])
+    built.report_unrated(2, [group([1.0], 1), group([1.0, -1.0], 4), group([math.nan], 5)], set())
+    built.report_unrated(3, [group([-1.0], 6)], set())
     ((kind, text),) = messages()
     assert kind == "warning" and "In 2 of 3 groups of step 2" in text
     assert "data_source=math, index=4 has acc=-1 from score of bad.py" in text
     other, messages = monitor()
-    other.report_unrated(9, [group([math.nan], 5)])
-    assert "index=5 has no acc" in messages()[-1][1] and "solve rates of such groups" in messages()[-1][1]
-    other.report_unrated(10, [group([math.nan], 5)])
+    other.report_unrated(9, [group([math.nan], 5)], set())
+    assert "index=5 has no acc" in messages()[-1][1] and "no solve rates of this data source" in messages()[-1][1]
+    other.report_unrated(10, [group([math.nan], 5)], set())
     assert len(messages()) == 2, "with that of the other monitor"
-    other.report_unrated(11, [group([math.nan, 1.5], 7), group([math.nan], 5)])
+    other.report_unrated(11, [group([math.nan, 1.5], 7), group([math.nan], 5)], set())
     assert len(messages()) == 3, "a value outside [0, 1] costs more than a missing one, and is reported as well"
     assert "index=7 has acc=1.5" in messages()[-1][1] and "for the whole run" in messages()[-1][1]
     fresh = ["algorithm.gsd.state=fresh" in text for _, text in messages()]
     assert fresh == [True, False, True], "a missing value costs only the groups of its step"
+    other.report_unrated(12, [group([math.nan, 1.0], 8)], {"math"})
+    assert len(messages()) == 3
+
+
+def test_the_first_step_in_which_responses_without_acc_count_as_wrong_is_reported_once(monitor):
+    def group(accuracies, index):
+        size = len(accuracies)
+        return Group(f"uid{index}", "math", index, np.zeros(size), np.array(accuracies), np.ones(size))
+
+    built, messages = monitor()
+    built.report_unrated(1, [group([math.nan, math.nan], 5)], set())
+    for step in (2, 3):
+        built.report_unrated(step, [group([1.0], 1), group([math.nan, 1.0], 4), group([math.nan], 6)], {"math"})
+    first, second = (text for _, text in messages())
+    assert "step 1" in first and "no solve rates" in first
+    assert (
+        "In 2 of 3 groups of step 2" in second and "data_source=math, index=4 has no acc from score of bad.py" in second
+    )
+    assert "count as wrong" in second and "no solve rates" not in second and "no predictions" not in second
 
 
 def test_sources_that_a_checkpoint_left_without_accuracies_are_named(monitor):

@@ -106,7 +106,7 @@ def bias_by_rate(records: pa.Table, settings: HadwSettings = HadwSettings()) -> 
                 rate, columns = correct / total, hadw.record(group)
                 factors = [columns.get(name, np.nan) for name in ("hadw_factor_right", "hadw_factor_wrong")]
                 bin_number = next(number for number, (_, high) in enumerate(BINS) if rate < high or high == 1)
-                figures_by_bin[bin_number].append((visits == 1, rate, baseline_bias(rate, row["size"]), *factors))
+                figures_by_bin[bin_number].append((visits == 1, rate, baseline_bias(rate, row["total"]), *factors))
         hadw.end_step(groups)
     filled = [(ends, np.array(figures, float)) for ends, figures in zip(BINS, figures_by_bin, strict=True) if figures]
     return [_bin(low, high, figures) for (low, high), figures in filled], left_out
@@ -122,5 +122,12 @@ def _bin(low: float, high: float, figures: np.ndarray) -> BiasBin:
 def _as_group(row: dict, number: int) -> Group:
     """A recorded group. Records keep only the sum of accuracies, so each response gets the mean accuracy."""
     accuracies = np.full(row["total"], row["correct"] / row["total"])
-    tokens = np.zeros(row["total"], np.int64)
-    return Group(str(number), row["data_source"], row["index"], accuracies, accuracies, tokens)
+    return Group(
+        str(number),
+        row["data_source"],
+        row["index"],
+        accuracies,
+        accuracies,
+        tokens=np.zeros(row["total"], np.int64),
+        rollouts_requested=row.get("asked"),  # under a budget, every prompt has the same weight in the anchor
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_gsd.algorithms.hadw.report import OBSERVED
 from verl_gsd.report.findings.finding import Finder, Finding, assigned, numeric_value
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
@@ -18,11 +19,15 @@ FROZEN_STEPS, FROZEN_SPAN, FROZEN_DISTANCE = 10, 1e-3, 0.05
 
 
 def frozen_anchor(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """HA-DW's anchor no longer changes and is far from the accuracy. An anchor that the user fixed is no finding."""
+    """HA-DW's anchor no longer changes and is far from the accuracy that it observes (``report.OBSERVED``).
+
+    An anchor that the user fixed is no finding.
+    """
     if config.get(_PRESET) == "fixed" or numeric_value(config, _PRESET) is not None:
         return
-    has_anchor = ~np.isnan(column(table, "anchor"))
-    anchor, accuracy = (column(table, name)[has_anchor][-FROZEN_STEPS:] for name in ("anchor", "accuracy"))
+    anchor, accuracy = column(table, "anchor"), column(table, OBSERVED)
+    has_both = ~np.isnan(anchor) & ~np.isnan(accuracy)
+    anchor, accuracy = (values[has_both][-FROZEN_STEPS:] for values in (anchor, accuracy))
     if len(anchor) < FROZEN_STEPS or np.ptp(anchor) > FROZEN_SPAN:
         return
     if abs(accuracy.mean() - anchor.mean()) > FROZEN_DISTANCE:

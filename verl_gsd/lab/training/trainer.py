@@ -61,7 +61,7 @@ from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, str
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
-from verl_gsd.trainer.step_end import HALF_LIFE, end_step, step_table
+from verl_gsd.trainer.step_end import HALF_LIFE, end_step, rated_sources, step_table
 from verl_gsd.trainer.worker import actor_worker
 from verl_gsd.writing import open_new
 
@@ -207,7 +207,7 @@ class LabTrainer:
             records.write_step(self._run.path, table, step=step, attempt=1)
             groups = [entry.group for entry in left]
             metrics |= group_metrics(table) | doubt(groups)
-            self._rewards.report_unrated(step, groups)
+            self._rewards.report_unrated(step, groups, rated_sources(self.seam))
             metrics |= self._rewards.end_step(step, time.perf_counter() - start)
             metrics |= end_step(self.seam, step)  # saved state changes here
             metrics |= self._data_metrics(batch, padded)

@@ -11,7 +11,7 @@ from verl_gsd.extension import load
 from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.extensions import in_report_order
 from verl_gsd.report.findings import groups, policy, rewards, updates
-from verl_gsd.report.findings.finding import Finder, Finding, is_rated
+from verl_gsd.report.findings.finding import Finder, Finding, has_every_acc
 from verl_gsd.report.reading import Columns
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def collect_findings(table: Columns, config: Mapping[str, Any], words: Collectio
     """
     findings = [finding for finder in FINDERS for finding in finder(table, config)]
     findings += _extension_findings(table, config)
-    rated = is_rated(table)
+    rated = has_every_acc(table)
     return [
         replace(finding, overrides=accepted_overrides(finding.overrides, config, words, is_rated=rated))
         for finding in findings

@@ -168,8 +168,13 @@ def count_values(table: Columns, name: str) -> int:
 
 
 def is_rated(table: Columns) -> bool:
-    """Whether no rollout of the run is known to lack an accuracy in [0, 1]."""
+    """Whether no rollout of the run is known to lack an accuracy in [0, 1]. One that counts as wrong has one."""
     return not np.nansum(column(table, "unrated"))
+
+
+def has_every_acc(table: Columns) -> bool:
+    """Whether the verifier is not known to have returned no ``acc`` in [0, 1] for some rollout."""
+    return is_rated(table) and not np.nansum(column(table, "without_acc"))
 
 
 def on_reward_scale(table: Columns, threshold: float, spreads: str = "reward_spread") -> float:

@@ -45,10 +45,11 @@ class _Kinds(NamedTuple):
     silent: float
     wrong: float
     right: float
+    equal: float
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The rewards of more than half of the groups, of all or of a data source, give no gradient (``steps.is_silent``).
+    """The rewards of more than half of the groups, of all or of a data source, give no gradient (``records.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
@@ -58,14 +59,14 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     if numeric_value(config, _GROUP_SIZE) == 1 and not _has_sizes_in_data(table):
         return
-    names = ("silent", "all_wrong", "all_right")
+    names = ("silent", "all_wrong", "all_right", "equal")
     pooled = _Kinds("", recent_sum(table, "groups"), *(recent_mean(table, name) for name in names))
     of_sources = _kinds_of_sources(table)
     found = [pooled] if _is_mostly_silent(pooled, 1) else []
     found += [kinds for kinds in of_sources if _is_mostly_silent(kinds, len(of_sources))]
     if not found:
         return
-    some_are_wrong = any(kinds.wrong >= kinds.right for kinds in found)
+    some_are_wrong = any(kinds.wrong >= kinds.right and kinds.wrong > 0 for kinds in found)
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
     if not is_filtered:
@@ -79,17 +80,29 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         if is_filtered
         else "These groups take up space in the batch."
     )
-    advice = "" if some_are_wrong else " The policy solves most of these prompts. Harder prompts help most."
-    sentences = [
-        f"Recently, all responses were wrong in {percent(kinds.wrong)} of the groups{kinds.of} and all right in "
-        f"{percent(kinds.right)}."
-        for kinds in found
-    ]
+    are_mostly_right = all(kinds.right > kinds.wrong + np.nan_to_num(kinds.equal) for kinds in found)
+    advice = " The policy solves most of these prompts. Harder prompts help most." if are_mostly_right else ""
     yield Finding(
         f"{percent(found[0].silent)} of the groups{found[0].of} are silent",
-        f"{about_sources(sentences)} The rewards of a silent group give no gradient. {cost}{advice}",
+        f"{about_sources([_verdicts_of(kinds) for kinds in found])} The rewards of a silent group give no gradient. "
+        f"{cost}{advice}",
         tuple(overrides),
     )
+
+
+def _verdicts_of(kinds: _Kinds) -> str:
+    sentences = []
+    if not kinds.equal > 0 or kinds.wrong + kinds.right > 0:
+        sentences.append(
+            f"Recently, all responses were wrong in {percent(kinds.wrong)} of the groups{kinds.of} and all right in "
+            f"{percent(kinds.right)}."
+        )
+    if kinds.equal > 0:
+        sentences.append(
+            f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether the "
+            "responses were right, because their data source has no accuracies."
+        )
+    return " ".join(sentences)
 
 
 def _kinds_of_sources(table: Columns) -> list[_Kinds]:
@@ -98,7 +111,7 @@ def _kinds_of_sources(table: Columns) -> list[_Kinds]:
     for source in sources_of(table):
         groups, *kinds = (
             recent_sum(table, source_column(f"groups_{name}", source))
-            for name in ("answered", "silent", "all_wrong", "all_right")
+            for name in ("answered", "silent", "all_wrong", "all_right", "equal")
         )
         if groups:
             result.append(_Kinds(f" of {source}", groups, *(number / groups for number in kinds)))
@@ -139,15 +152,11 @@ def _has_sizes_in_data(table: Columns) -> bool:
 def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
     """Whether scores differ in groups whose verdicts agree, so that a filter by verdict would evict a gradient.
 
-    DAPO's overlong penalty makes rewards differ, and not the scores. Demonstrations make a group with equal scores
-    count as not silent.
+    DAPO's overlong penalty makes rewards differ, and not the scores.
     """
     if config.get("reward.custom_reward_function.path") in GRADED_VERIFIERS:
         return True
-    if config.get(OVERLONG) is True or recent_mean(table, "demonstrated") > 0:
-        return False
-    agree = recent_mean(table, "all_wrong") + recent_mean(table, "all_right")
-    return agree - recent_mean(table, "silent") > THRESHOLDS.partial
+    return config.get(OVERLONG) is not True and recent_mean(table, "shaped") > THRESHOLDS.partial
 
 
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -92,8 +92,15 @@ def silence(views: Views) -> Section | None:
         for name, view in views.items()
         if not has_group_baseline(view.run.config.get(ESTIMATOR))
     ]
+    has_equal = has_nonzero(views, "equal")
+    if has_equal:
+        text.append(
+            "Groups of data sources without accuracies are equal instead of all right or all wrong, because nothing "
+            "tells whether their responses are right. Return acc from the reward function to see it."
+        )
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
+        layers |= {"equal": ("equal", KINDS["equal"])} if has_equal else {}
         kinds = [
             (
                 "kinds",
@@ -107,6 +114,9 @@ def silence(views: Views) -> Section | None:
             ("wrong", "All wrong", line_chart(tables, {"all wrong": "all_wrong"}, _OF_GROUPS, SHARE)),
             ("right", "All right", line_chart(tables, {"all right": "all_right"}, _OF_GROUPS, SHARE)),
         ]
+        if has_equal:
+            equal = line_chart(tables, {"equal": "equal"}, _OF_GROUPS, SHARE)
+            kinds.append(("equal", "Equal, without accuracies", equal))
     seen = {"observed": "seen_silent", "predicted": "seen_predicted"}
     if not has_nonzero(views, "seen_predicted"):  # older versions have predictions in the metrics, not in the records
         seen = {"observed": "group/silent/observed", "predicted": "group/silent/predicted"}

@@ -6,7 +6,7 @@ import numpy as np
 
 from verl_gsd.charts import Notice, Section, Table
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
-from verl_gsd.report.findings.finding import is_rated, percent
+from verl_gsd.report.findings.finding import has_every_acc, is_rated, percent
 from verl_gsd.report.findings.policy import figure_of, held_out
 from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
@@ -47,24 +47,40 @@ def findings_section(views: Views) -> Section:
 
 def _not_checked(views: Views) -> list[str]:
     """Sentences for the checks that need more steps or accuracies than a run has, naming the runs."""
-    return [*_unrated(views), *_too_short(views)]
+    return [*_unrated(views), *_without_acc(views), *_too_short(views)]
 
 
 def _unrated(views: Views) -> list[str]:
     unrated = [name for name, view in views.items() if not is_rated(view.table)]
     if not unrated:
         return []
-    runs = ", ".join(
-        f"{percent(float(np.nanmean(views[name].table['unrated'])))} of the rollouts of "
-        f"{name if len(views) > 1 else 'this run'}"
-        for name in unrated
-    )
+    runs = _shares_of_rollouts(views, unrated, "unrated")
     return [
         f"There is no accuracy, a number in [0, 1], of {runs}. The report looked at their mean reward instead. It did "
         "not check whether more of their groups are silent than earlier visits predict, and has no pass@k and no "
         'difficulty of them. Return acc from the reward function, for example {"score": -1.0, "acc": 0.0} for a wrong '
         "response."
     ]
+
+
+def _without_acc(views: Views) -> list[str]:
+    lacking = [name for name, view in views.items() if is_rated(view.table) and not has_every_acc(view.table)]
+    if not lacking:
+        return []
+    return [
+        f"The reward function returned no acc for {_shares_of_rollouts(views, lacking, 'without_acc')}, although it "
+        "did for others of the same data source. They count as wrong, as in verl's validations. Return acc for every "
+        'response, for example {"score": 0.0, "acc": 0.0} if it finds no answer.'
+    ]
+
+
+def _shares_of_rollouts(views: Views, names: list[str], figure: str) -> str:
+    """For example ``12% of the rollouts of this run``: the mean of the figure in each of the runs ``names``."""
+    return ", ".join(
+        f"{percent(float(np.nanmean(views[name].table[figure])))} of the rollouts of "
+        f"{name if len(views) > 1 else 'this run'}"
+        for name in names
+    )
 
 
 def _too_short(views: Views) -> list[str]:

@@ -47,11 +47,10 @@ def verdict_problems(config: DictConfig, returned: Sequence[Returned]) -> Iterat
             low, high = _accuracy_range(config, declaration.name, source) or (0, 1)
             accuracy = values.get("acc")
             if not low <= without_rounding(_number(accuracy)) <= high:
-                given = "no acc" if "acc" not in values else f"acc={str(accuracy)[:40]}"
                 section = f"algorithm.gsd.{declaration.name}"
                 yield (
                     f"{section} reads acc, the verifier's verdict from {low:g} to {high:g}, but {_FUNCTION} returns "
-                    f"{given} for row {row} of the data. Return acc from the function, for example "
+                    f"{_given(values)} for row {row} of the data. Return acc from the function, for example "
                     f'{{"score": -1.0, "acc": 0.0}} for a wrong response, or set {section}=null.'
                 )
                 break
@@ -61,24 +60,42 @@ def accuracy_warning(config: DictConfig, returned: Sequence[Returned]) -> str | 
     """What the run will lack if the reward function returns no ``acc`` from 0 to 1; None if it returns one.
 
     The training itself does not need it, unless ``verdict_problems`` finds so. In a rehearsal, seeded scores replace
-    the function's own, so that its run does not show this.
+    the function's own, so that its run does not show this. If the function returns one for other responses of the data
+    source, a response without ``acc`` counts as wrong.
 
     Args:
         returned: for right and wrong answers.
     """
     gsd = OmegaConf.select(config, "algorithm.gsd") or {}
+    rated = {source for _, source, values in returned if _has_number(values)}
     for row, source, values in returned:
         ranges = (_accuracy_range(config, declaration.name, source) for declaration in extension.active(gsd))
         low, high = next(filter(None, ranges), (0, 1))
-        if not low <= without_rounding(_number(values.get("acc"))) <= high:
-            given = f"acc={str(values['acc'])[:40]}" if "acc" in values else "no acc"
+        is_missing = source in rated and not _has_number(values)
+        if not is_missing and not low <= without_rounding(_number(values.get("acc"))) <= high:
             return (
-                f"{_FUNCTION}: it returns {given} for row {row} of the data, which is no accuracy from {low:g} to "
-                f"{high:g}. verl uses a plain number as acc. The run will log no accuracy and no pass@K of such "
-                "groups, and the report will not have them. Return acc from the function, for example "
+                f"{_FUNCTION}: it returns {_given(values)} for row {row} of the data, which is no accuracy from "
+                f"{low:g} to {high:g}. verl uses a plain number as acc. The run will log no accuracy and no pass@K of "
+                "this data source, and the report will not have them. Return acc from the function, for example "
                 '{"score": -1.0, "acc": 0.0} for a wrong response.'
             )
+    for row, source, values in returned:
+        if source in rated and not _has_number(values):
+            return (
+                f"{_FUNCTION}: it returns {_given(values)} for row {row} of the data, but a number for another "
+                f"response of data_source={source}. The run will count responses without acc as wrong, as verl does "
+                'in validations. Return acc for every response, for example {"score": 0.0, "acc": 0.0} if the function '
+                "finds no answer."
+            )
     return None
+
+
+def _given(values: Mapping[str, Any]) -> str:
+    return f"acc={str(values['acc'])[:40]}" if "acc" in values else "no acc"
+
+
+def _has_number(values: Mapping[str, Any]) -> bool:
+    return not math.isnan(_number(values.get("acc")))
 
 
 def _accuracy_range(config: DictConfig, name: str, source: str) -> tuple[float, float] | None:

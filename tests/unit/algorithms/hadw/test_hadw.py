@@ -431,6 +431,34 @@ def test_prompts_with_partial_credit_have_no_bias_of_lemma_2():
     assert entry.bias == pytest.approx(expected_baseline(0.125, 8) - 0.125)
 
 
+def test_the_bias_of_a_run_with_a_budget_has_the_anchor_that_training_used():
+    hadw, used, tables = Hadw({"preset": "soft"}), [], []
+    for step in (1, 2, 3):
+        left = [
+            replace(group(right, index=right, size=size), rollouts_requested=size) for right, size in ((4, 12), (3, 4))
+        ]
+        columns = [hadw.record(one) for one in left]
+        used.append([figures.get("hadw_factor_right", np.nan) for figures in columns])
+        entries = [
+            LeftGroup(one, "trained", figures | {"asked": one.rollouts_requested})
+            for one, figures in zip(left, columns, strict=True)
+        ]
+        tables.append(step_records(entries, step=step, attempt=1, alpha=1.0))
+        hadw.end_step(left)
+    bins, _ = bias_by_rate(pa.concat_tables(tables), HadwSettings(preset="soft"))
+    assert [entry.factor_right for entry in bins] == pytest.approx(np.nanmean(used, axis=0))
+    assert bins[0].factor_right != pytest.approx(bins[1].factor_right)
+
+
+def test_the_bias_is_that_of_the_responses_with_an_accuracy():
+    """An earlier response counts in the size of a group, and not in its accuracy."""
+    visit = group(1, size=4)
+    earlier = replace(visit, rewards=np.append(visit.rewards, 1.0), accuracies=np.append(visit.accuracies, np.nan))
+    earlier = replace(earlier, tokens=np.append(visit.tokens, 0), earlier=1)
+    (entry,), _ = bias_by_rate(step_records([LeftGroup(earlier, "trained")], step=1, attempt=1, alpha=1.0))
+    assert entry.bias == pytest.approx(expected_baseline(0.25, 4) - 0.25)
+
+
 def test_under_a_budget_every_prompt_counts_as_much():
     equal, budgeted = Hadw({"preset": "hard"}), Hadw({"preset": "hard"})
     equal.end_step([group(2), group(6), group(8)])

@@ -105,6 +105,13 @@ def test_a_function_whose_accuracies_the_run_will_lack_is_warned_of(answer, give
         assert f"returns {given} for row 0" in warning and "no pass@K" in warning and "Return acc" in warning
 
 
+def test_a_function_without_acc_for_some_responses_is_told_that_they_count_as_wrong():
+    returned = returned_by(lambda right: verdicts(1.0) if right else {"score": 0.0})
+    warning = accuracy_warning(OmegaConf.create({"algorithm": {"gsd": {}}}), returned)
+    assert "returns no acc for row 0" in warning and "count responses without acc as wrong" in warning
+    assert "Return acc for every response" in warning and "no pass@K" not in warning
+
+
 def test_accuracies_in_a_range_that_a_section_rescales_are_not_warned_of():
     assert accuracy_warning(OmegaConf.create({"algorithm": RESCALED}), returned_by(signs)) is None
 
