@@ -27,6 +27,7 @@ from verl_gsd.trainer import (
     queue_auth,
     reward_failures,
     reward_model_patch,
+    reward_sources,
     reward_tokenizers,
     runtime_lora,
     weight_sockets,
@@ -78,6 +79,12 @@ when_imported(
     reward_tokenizers.install,
     patch="trainer/reward_tokenizers.py",
     entrances=["RewardLoopWorker._init_reward_fn"],
+)
+when_imported(
+    "verl.trainer.ppo.reward",
+    reward_sources.install,
+    patch="trainer/reward_sources.py",
+    entrances=["load_reward_manager"],
 )
 when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
 when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")
