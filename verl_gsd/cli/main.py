@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from verl_gsd import model_files
 from verl_gsd.cli import (
     compare,
     contract,
@@ -25,6 +26,7 @@ from verl_gsd.cli import (
 )
 from verl_gsd.cli.command_groups import MainCommands
 
+model_files.protect()
 app = typer.Typer(
     cls=MainCommands,
     help="Group-relative reinforcement learning for verl, with metrics that show what happens.",

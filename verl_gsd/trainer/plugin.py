@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from verl_gsd import extension
+from verl_gsd import extension, model_files
 from verl_gsd.cpu import before_verl
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run import compile_cache, engines
@@ -70,6 +70,8 @@ if before_verl.requested():
 weight_sockets.install()
 compile_cache.protect_or_warn()
 
+for hook in model_files.HOOKS:
+    when_imported(hook.module, hook.install, entrances=hook.entrances)
 when_imported("verl.trainer.ppo.core_algos", _register_estimator)
 when_imported("verl.trainer.ppo.core_algos", _register_losses)
 when_imported("verl.trainer.ppo.v1.trainer_sync", _register_trainers)
