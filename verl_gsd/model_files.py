@@ -28,7 +28,7 @@ from verl_gsd.plain_data import parse_json
 from verl_gsd.regular_files import read_regular
 
 #: A file in the cache of Hugging Face's hub: the repository's folder, the revision's folder, and the name in it.
-_CACHED = re.compile(r"(?P<snapshot>.*/models--(?P<owner_and_name>[^/]+)/snapshots/[^/]+)/(?P<name>.*)")
+_CACHED = re.compile(r"(?P<snapshot>.*?/models--(?P<owner_and_name>[^/]+)/snapshots/[^/]+)/(?P<name>.*)")
 #: Keys of a tokenizer that may hold a file's name and do not end in ``_file``.
 _VOCABULARY = frozenset({"vocab", "merges"})
 #: A key that older releases wrote with a path of the author's machine. transformers does not read it.
