@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from verl_gsd import model_files
 from verl_gsd.cli import (
     algos,
     compare,
@@ -30,6 +31,7 @@ from verl_gsd.cli.command_groups import MainCommands, add_command, epilog
 _TRAIN, _LOOK, _EVALUATE = "Train", "Look at runs", "Evaluate models"
 _DATA, _CLUSTER, _MACHINE = "Prepare data", "Train on a cluster", "Check this machine"
 
+model_files.protect()
 app = typer.Typer(
     cls=MainCommands,
     help="Group-relative reinforcement learning for verl, with metrics that show what happens.",

@@ -31,6 +31,7 @@ from verl_gsd.evaluation.vllm_job import (
     plan_engines,
     visible_gpus,
 )
+from verl_gsd.model_files import check_model_folder
 from verl_gsd.plain_data import parse_json
 from verl_gsd.preparation.chats import ChatTemplate
 from verl_gsd.preparation.reading import hub_revision
@@ -77,13 +78,14 @@ def resolve_model(checkpoint: str, folder: Path) -> EvaluatedModel:
     RUN/global_step_N is merged into ``folder``/model. A model's own folder, or its name on the hub, is used directly.
 
     Raises:
-        ConfigError: ``checkpoint`` is none of these, or is incomplete.
+        ConfigError: ``checkpoint`` is none of these, is incomplete, or leads to files outside its folder.
         OSError: the disk is full, or the process may not write there.
     """
     path = Path(checkpoint)
     if path.exists() or path.name.startswith("global_step_"):
         description = describe_weights(path)
         if _is_model(path):
+            check_model_folder(path)  # vLLM opens the weights by name
             return EvaluatedModel(str(path), description)
         merge.merge(path, folder / "model")
         return EvaluatedModel(str(folder / "model"), description)
@@ -151,6 +153,7 @@ def evaluate(
         raise ConfigError(f"no GPU is visible, and {problem}")
     dtype = "float32" if on_cpu else "bfloat16"
     template = ChatTemplate(model.path, model.revision, template_options)
+    _check_is_served(model)
     tasks, settings = [], {}
     for bench in benches:
         prompts = [template.tokens(question.chat) for question in bench.questions]
@@ -236,6 +239,21 @@ def _vllm_version() -> str | None:
         with suppress(PackageNotFoundError):
             return f"{name} {version(name)}"
     return None
+
+
+def _check_is_served(model: EvaluatedModel) -> None:
+    """Raise a ConfigError if vLLM would serve another model, which config.json names, and draft its text with this one.
+
+    The other one could be a private model of the user. Its answers would become the results of this one.
+    """
+    from transformers import PreTrainedConfig
+
+    settings, _ = PreTrainedConfig.get_config_dict(model.path, revision=model.revision)
+    if "speculators_config" in settings:
+        raise ConfigError(
+            f"--checkpoint {model.path}: config.json sets speculators_config, and vLLM would generate with the model "
+            "that is named there. Use that model as --checkpoint, or remove speculators_config in a copy of this one"
+        )
 
 
 def _check_context_length(

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_gsd import model_files
 from verl_gsd.cpu.forkserver import die_with_parent
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation.answers import part_file, part_ranges, write_part
@@ -238,6 +239,7 @@ def main(job_file: str, expected: str, parent: int) -> None:
         from verl_gsd.cpu import platform
 
         platform.activate()
+    model_files.protect()
     import vllm
 
     engine = vllm.LLM(

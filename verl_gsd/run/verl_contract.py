@@ -109,6 +109,8 @@ PATCHED = (
     _method("trainer/reward_tokenizers.py", _REWARD, "RewardLoopWorker._init_reward_fn"),
     _patched("trainer/reward_tokenizers.py", _REWARD, "RewardLoopWorker.config"),
     _patched("trainer/reward_tokenizers.py", _REWARD, "hf_tokenizer"),
+    _patched("trainer/reward_sources.py", "verl.trainer.ppo.reward", "get_default_compute_score", "reward_name"),
+    _patched("trainer/reward_sources.py", "verl.trainer.ppo.reward", "load_reward_manager"),
     _method("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.compute_score", "data"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.config"),
     _patched("trainer/reward_failures.py", _REWARD, "RewardLoopWorker.reward_manager"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from verl_gsd import extension
+from verl_gsd import extension, model_files
 from verl_gsd.cpu import before_verl
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run import compile_cache, engines
@@ -27,6 +27,7 @@ from verl_gsd.trainer import (
     queue_auth,
     reward_failures,
     reward_model_patch,
+    reward_sources,
     reward_tokenizers,
     runtime_lora,
     weight_sockets,
@@ -69,6 +70,8 @@ if before_verl.requested():
 weight_sockets.install()
 compile_cache.protect_or_warn()
 
+for hook in model_files.HOOKS:
+    when_imported(hook.module, hook.install, entrances=hook.entrances)
 when_imported("verl.trainer.ppo.core_algos", _register_estimator)
 when_imported("verl.trainer.ppo.core_algos", _register_losses)
 when_imported("verl.trainer.ppo.v1.trainer_sync", _register_trainers)
@@ -78,6 +81,12 @@ when_imported(
     reward_tokenizers.install,
     patch="trainer/reward_tokenizers.py",
     entrances=["RewardLoopWorker._init_reward_fn"],
+)
+when_imported(
+    "verl.trainer.ppo.reward",
+    reward_sources.install,
+    patch="trainer/reward_sources.py",
+    entrances=["load_reward_manager"],
 )
 when_imported(_REWARD_LOOP, reward_failures.install, patch="trainer/reward_failures.py")
 when_imported(_AGENT_LOOP, prompt_truncation.install, patch="trainer/prompt_truncation.py")

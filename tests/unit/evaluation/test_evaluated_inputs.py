@@ -299,3 +299,22 @@ def test_verdicts_are_in_the_order_of_the_responses(mini):
     verdicts = verify(mini, answers_of(mini, texts), lambda _: None)
     assert isinstance(verdicts, Verdicts)
     assert verdicts.correct[:, 0].tolist() == [n % 3 == 1 for n in range(70)]
+
+
+def test_a_model_whose_index_names_private_weights_is_rejected(model, mini, tmp_path):
+    hostile = shutil.copytree(model, tmp_path / "hostile")
+    index = {"weight_map": {"lm_head.weight": str(model / "model.safetensors")}}
+    (hostile / "model.safetensors.index.json").write_text(json.dumps(index))
+    line = ("--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o")
+    output = evaluate("--checkpoint", hostile, *line, code=2)
+    assert f"names {model}/model.safetensors, which is outside it. It was not read" in output
+
+
+def test_a_model_that_makes_vllm_serve_another_one_is_rejected(model, mini, tmp_path):
+    hostile = shutil.copytree(model, tmp_path / "hostile")
+    config = json.loads((hostile / "config.json").read_text())
+    config["speculators_config"] = {"verifier": {"name_or_path": str(model)}}
+    (hostile / "config.json").write_text(json.dumps(config))
+    line = ("--bench", "mini", "--data", tmp_path / "data", "--output", tmp_path / "o")
+    output = evaluate("--checkpoint", hostile, *line, code=2)
+    assert "config.json sets speculators_config, and vLLM would generate with the model that is named there" in output

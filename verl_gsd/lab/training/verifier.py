@@ -14,6 +14,7 @@ from verl.utils.reward_score import default_compute_score
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Verdict
+from verl_gsd.run.reward_sources import without_code
 from verl_gsd.trainer.reward_failures import ESCAPING, Failure, failure_of_error, failure_of_score
 from verl_gsd.trainer.rows import verdict_of
 
@@ -47,7 +48,7 @@ class InlineVerifier:
     """
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
-        self._compute_score = get_custom_reward_fn(config) or default_compute_score
+        self._compute_score = get_custom_reward_fn(config) or without_code(default_compute_score)
         if inspect.iscoroutinefunction(self._compute_score):
             raise ConfigError(
                 f"reward.custom_reward_function.name={config.reward.custom_reward_function.name}: the laboratory calls "

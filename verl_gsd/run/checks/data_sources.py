@@ -84,13 +84,7 @@ def check_sources(sources: Iterable[Any], config: DictConfig) -> Iterator[str]:
         return
     sources = list(sources)
     if dangerous := sorted({str(source) for source in sources if source in RUN_AS_CODE}):
-        yield (
-            f"data_source={_names(dangerous)}: for this source, verl's reward function runs texts of the data or of "
-            "responses as Python code. Set reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths for "
-            "mathematics. If you trust the data, or run in a sandbox, name verl's function: "
-            "reward.custom_reward_function.path=pkg://verl.utils.reward_score and "
-            "reward.custom_reward_function.name=default_compute_score."
-        )
+        yield run_as_code(dangerous)
     unknown = sorted({str(source) for source in sources if not _is_verls(source)})
     if not unknown:
         return
@@ -99,6 +93,17 @@ def check_sources(sources: Iterable[Any], config: DictConfig) -> Iterator[str]:
         "reward.custom_reward_function.path to a file with a function compute_score, for example "
         "pkg://verl_gsd.tasks.maths for mathematics. For a reward model, set "
         f"{' '.join(USE_REWARD_MODEL)}."
+    )
+
+
+def run_as_code(sources: list[str]) -> str:
+    """The message that rejects ``sources``, which are among ``RUN_AS_CODE``."""
+    return (
+        f"data_source={_names(sources)}: for this source, verl's reward function runs texts of the data or of "
+        "responses as Python code. Set reward.custom_reward_function.path=pkg://verl_gsd.tasks.maths for "
+        "mathematics. If you trust the data, or run in a sandbox, name verl's function: "
+        "reward.custom_reward_function.path=pkg://verl.utils.reward_score and "
+        "reward.custom_reward_function.name=default_compute_score."
     )
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl_gsd import checkpoints
 from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.errors import ConfigError
+from verl_gsd.model_files import check_model_folder
 from verl_gsd.run import cluster_lock, gpus, own_cluster
 from verl_gsd.run.checks import gsd_section
 from verl_gsd.run.checks.data_files import FILE_KEYS, check_data_file, check_truncation, has_own_dataset
@@ -37,7 +38,7 @@ from verl_gsd.run.checks.unused_keys import check_unused_keys
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
-from verl_gsd.run.remote_paths import missing_client, scheme_of, unreadable_file, unreadable_model
+from verl_gsd.run.remote_paths import MODEL_KEYS, missing_client, scheme_of, unreadable_file, unreadable_model
 from verl_gsd.scalars import is_finite, is_whole
 from verl_gsd.tasks.catalog import TASKS
 
@@ -139,6 +140,21 @@ def _check_files(config: DictConfig, line: Line) -> Iterator[str]:
                     yield f"{key}={file}: {problem}"
             elif not made(file):
                 yield from check_data_file(key, str(file), config)
+
+
+def _check_model_files(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report models whose links or indices lead to files outside their folder.
+
+    transformers checks this again where it reads the files. vLLM, peft and Megatron do not.
+    """
+    for key in MODEL_KEYS:
+        path = OmegaConf.select(config, key)
+        folder = Path(str(path)).expanduser()
+        if path and folder.is_dir():
+            try:
+                check_model_folder(folder)
+            except OSError as error:
+                yield f"{key}={path}: {error}"
 
 
 def _check_remote_paths(config: DictConfig, line: Line) -> Iterator[str]:
@@ -453,6 +469,7 @@ CHECKS = (
     check_ray_access,
     _check_remote_paths,
     _check_files,
+    _check_model_files,
     gsd_section.check_extension_files,
     check_truncation,
     check_batch_size,
@@ -475,6 +492,7 @@ OF_THIS_MACHINE = (
     check_packages,
     check_ray_access,
     _check_files,
+    _check_model_files,
     gsd_section.check_extension_files,
     check_batch_size,
     check_disk_space,

@@ -25,6 +25,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_gsd.run.reward_sources import without_code
+
 KINDS = ("right", "wrong", "mixed", "graded")
 
 
@@ -76,7 +78,7 @@ def real_function(path: str | None, name: str | None) -> Callable[..., Any]:
     if path is None:
         from verl.utils.reward_score import default_compute_score
 
-        return default_compute_score
+        return without_code(default_compute_score)
     from verl.utils.import_utils import load_extern_object
 
     return load_extern_object(module_path=path, object_name=name)

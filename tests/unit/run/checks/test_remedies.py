@@ -485,6 +485,7 @@ UNTRIED = {
     "validate.py:check_accelerators": "depends on the machine (test_gpus.py)",
     "validate.py:check_disk_space": "depends on the machine's disks (test_validation.py)",
     "validate.py:check_platform": "depends on the environment (test_gpus.py)",
+    "validate.py:_check_model_files": "the remedy is another model (tests/contract/test_model_files.py)",
     "with_verl.py:": "needs verl (tests/contract)",
     "engines.py:check_engine_installed": "the remedy is to install Megatron (test_engines.py)",
     "checks.py:check_distilled_judge": "needs an encoder (tests/unit/judge/test_distilled.py)",

@@ -27,6 +27,15 @@ def test_a_right_line_passes(check, tiny_task):
     check(tiny_task)
 
 
+@pytest.mark.parametrize("key", ["path", "lora_adapter_path"])
+def test_a_model_whose_index_leads_out_of_its_folder_is_rejected(check, tiny_task, tmp_path, key):
+    model = shutil.copytree(f"{tiny_task}/model", tmp_path / "model")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "../x.safetensors"}}')
+    named = f"actor_rollout_ref.model.{key}={model}: {model}: a file of this model names {model}/../x.safetensors"
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        check(tiny_task, f"actor_rollout_ref.model.{key}={model}")
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_an_embedded_task_need_not_exist_yet(check, tmp_path, name):
     check(tmp_path / "not_made_yet", f"task={name}")
