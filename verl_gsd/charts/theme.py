@@ -18,8 +18,8 @@ KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00"}
 
 #: Colours of text and lines in charts.
 INK, RULE = "#1a1a1a", "#e5e5e5"
-#: Colour in a chart -> what a page shows in its place (page.css), which depends on the reader's colour scheme. The other
-#: colours can be seen on white and on the page's dark grey.
+#: Colour in a chart -> what a page shows in its place (page.css), which depends on the reader's colour scheme. The
+#: other colours can be seen on white and on the page's dark grey.
 PAGE_COLOURS = {
     INK: "var(--ink)",
     "#000000": "var(--ink)",

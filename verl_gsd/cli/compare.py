@@ -137,8 +137,11 @@ def _print(comparison: Comparison, notices: list[str]) -> None:
         out.print(f"- {escape(notice)}", highlight=False)
     _table("Accuracy", *words.accuracy_table(comparison))
     if len(comparison.rows) > 1:
-        _table(f"Against {comparison.baseline}, at {comparison.budgets[-1]:,} tokens", *words.against_table(comparison))
-    _table("Last validations, at unequal tokens", *words.end_table(comparison))
+        _table(
+            f"Difference from {comparison.baseline}, at {comparison.budgets[-1]:,} tokens",
+            *words.against_table(comparison),
+        )
+    _table("Last validation of each run, at unequal numbers of tokens", *words.end_table(comparison))
     for caveat in words.caveats(comparison):
         out.print(f"- {escape(caveat)}", highlight=False)
 

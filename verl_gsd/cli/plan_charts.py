@@ -110,7 +110,7 @@ def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Ch
     points = []
     for size in sorted({*_SIZES, *(each.group_size for each in summaries)}):
         figures = summarize(rates.rate, *rates.unbiased_counts, size)
-        points.append({"size": size, "silent": figures.silent, "estimate": "plug-in"})
+        points.append({"size": size, "silent": figures.silent, "estimate": "exact rates"})
         if figures.unbiased is not None and figures.unbiased.prompts == len(rates):
             points.append({"size": size, "silent": figures.unbiased.silent, "estimate": "unbiased"})
     return (
@@ -119,7 +119,7 @@ def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Ch
         .encode(
             x=alt.X("size:Q", title="group size", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("silent:Q", title="silent groups", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("estimate:N", title=None, sort=["plug-in", "unbiased"]),
+            color=alt.Color("estimate:N", title=None, sort=["exact rates", "unbiased"]),
             tooltip=["estimate:N", "size:Q", alt.Tooltip("silent:Q", format=".2%")],
         )
     )

@@ -162,7 +162,11 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
                 title="share of the groups",
                 scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0, 1]),
                 legend=alt.Legend(
-                    format=SHARE, values=[0.05, 0.25, 1], symbolType="square", symbolFillColor=COLOURS[0], symbolSize=150
+                    format=SHARE,
+                    values=[0.05, 0.25, 1],
+                    symbolType="square",
+                    symbolFillColor=COLOURS[0],
+                    symbolSize=150,
                 ),
             ),
             tooltip=[
