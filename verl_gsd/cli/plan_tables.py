@@ -79,8 +79,8 @@ def by_group_size_notes(summaries: Sequence[GroupSizeSummary], *, is_biased: boo
     return [
         "G: responses per group. A group is silent if all its rewards are equal, and mixed if they differ.",
         kinds,
-        "Sigma: standard deviation of a group's rewards, the strength of GRPO's signal. Fidelity of sigma: its mean over "
-        "groups of G, divided by its value in infinite groups.",
+        "Sigma: standard deviation of a group's rewards, the strength of GRPO's signal. Fidelity of sigma: its mean "
+        "over groups of G, divided by its value in infinite groups.",
         "Groups per mixed group: groups to generate until one is mixed, if silent groups are replaced (DAPO).",
         "Gradient from rates X: share of the algorithm's update that comes from prompts with these solve rates.",
     ]

@@ -157,7 +157,7 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
             y=alt.Y("below:Q", title=y, scale=alt.Scale(nice=False)),
             y2="above:Q",
             # Opacity instead of a range of colours: cells with few groups are near the page's colour, light or dark.
-            fillOpacity=alt.FillOpacity(
+            opacity=alt.Opacity(
                 "share:Q",
                 title="share of the groups",
                 scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0, 1]),

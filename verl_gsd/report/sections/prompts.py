@@ -80,7 +80,7 @@ def _entry(groups: Mapping[str, StoredGroup], *, with_names: bool) -> Entry:
     notes = [
         f"{f'{name}: ' if with_names else ''}step {group.step}, {_scores(group)}" for name, group in groups.items()
     ]
-    prompt = _cut(first.prompt)
+    prompt = _cut(first.prompt.strip())
     return Entry(
         _title(first.prompt),
         "; ".join(notes),
