@@ -12,12 +12,14 @@ from verl_gsd.charts.parts import (
     Section,
     Table,
 )
-from verl_gsd.charts.theme import COLOURS, INK, KINDS, styled, write_png
+from verl_gsd.charts.theme import COLOURS, INK, KINDS, PAPER, RULE, styled, write_png
 
 __all__ = [
     "COLOURS",
     "INK",
     "KINDS",
+    "PAPER",
+    "RULE",
     "Entry",
     "Figure",
     "FigureRow",

@@ -34,8 +34,7 @@ for (const button of document.querySelectorAll("button[data-of]")) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([csv(specificationOf(button.dataset.of))], { type: "text/csv" }));
     link.download = button.dataset.of.replace(/-data$/, ".csv");
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href));
+    link.click();  // the URL stays valid, because nothing tells when the browser has read it
   });
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
-from verl_gsd.charts import COLOURS, Section, Table, write_page, write_png
+from verl_gsd.charts import COLOURS, PAPER, Section, Table, write_page, write_png
 from verl_gsd.cli.plan_tables import (
     algorithm_name,
     by_group_size,
@@ -96,7 +96,7 @@ def _histogram(rates: SolveRates) -> alt.Chart:
     ]
     return (
         alt.Chart(alt.Data(values=bars))
-        .mark_bar(stroke="white", color=COLOURS[0])
+        .mark_bar(stroke=PAPER, color=COLOURS[0])
         .encode(
             x=alt.X("from:Q", bin="binned", title="solve rate", axis=alt.Axis(tickCount=5, format=".1f")),
             x2="to:Q",
