@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from verl_gsd.charts import Figure, FigureRow, Section
@@ -40,7 +42,8 @@ def _accuracy(table: Columns) -> Figure:
     return Figure("mean reward", *_from_to(table["step"], reward, "", lambda value: f"{value:.3g}"))
 
 
-def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written) -> tuple[str, str]:
+def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written: Callable[[float], str]) -> tuple[str, str]:
+    """The first and the last known value, and a note with their steps."""
     known = np.flatnonzero(~np.isnan(values))
     if not len(known):
         return "-", "unknown"
@@ -50,7 +53,7 @@ def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written) -> tuple
 
 
 def _silent(table: Columns) -> list[Figure]:
-    silent, groups = column(table, "silent"), np.nansum(column(table, "groups"))
+    silent, groups = column(table, "silent"), float(np.nansum(column(table, "groups")))
     if not (~np.isnan(silent)).any():
         return []
     return [Figure("silent groups", percent(float(np.nanmean(silent))), f"of {groups:,.0f} groups teach nothing")]
