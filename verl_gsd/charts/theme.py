@@ -25,7 +25,7 @@ PAGE_COLOURS = {
     "#000000": "var(--ink)",
     RULE: "var(--rule)",
     PAPER: "var(--paper)",
-    "#0072B2": "light-dark(#0072B2, #2F92D6)",
+    "#0072B2": "light-dark(#0072B2, #2182C4)",
 }
 
 _TEXT = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK}

@@ -147,7 +147,9 @@ def _print(comparison: Comparison, notices: list[str]) -> None:
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(*map(escape, header), title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
+    for name in header:
+        table.add_column(escape(name), overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -20,7 +20,7 @@ from verl_gsd.cli.plan_tables import (
 from verl_gsd.planning.summary import BINS, GroupSizeSummary, Target, gradient_mass, share_by_bin, summarize
 from verl_gsd.solve_rates import SolveRates
 
-_SILENT = "A group is silent if all its rewards are equal. It contributes no gradient."
+_SILENT = "Silent groups contribute no gradient."
 _SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 #: Number of histogram bars. Prompts are usually sampled a power of two times, so a power of two spreads their possible
 #: rates evenly over the bars.

@@ -97,9 +97,14 @@ class ResponseReader:
             steps: steps of the run. Dumps of other steps are of weights that a resume discarded.
             skipped: gets a sentence for each dump that cannot be read.
         """
-        folder = self._folder(config, skipped)
-        files = [file for file in dumps_in(folder) if int(file.stem) in steps][: -MOST_STEPS - 1 : -1] if folder else []
-        states = [(file, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+        try:
+            folder = self._folder(config, skipped)
+            files = [file for file in dumps_in(folder) if int(file.stem) in steps] if folder else []
+            files = files[: -MOST_STEPS - 1 : -1]  # the newest first
+            states = [(file, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+        except OSError as error:
+            skipped.append(f"the stored responses: {error.filename}: cannot be read: {error.strerror}")
+            return StoredGroups()
         if states != self._states:
             self._skipped = []
             self._stored = _read(files, self._skipped)

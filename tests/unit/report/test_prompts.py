@@ -111,6 +111,16 @@ def test_a_damaged_dump_is_left_out_and_named(tmp_path):
     assert any("2.jsonl, line 1" in reason for reason in read_runs([run])[0].skipped)
 
 
+@pytest.mark.parametrize("place", ["rollouts/2.jsonl", "x" * 300])
+def test_a_folder_of_dumps_that_cannot_be_read_is_named(tmp_path, place):
+    run = a_run(tmp_path / "run", rollout_data_dir=None if "/" in place else tmp_path / place)
+    (run / "rollouts").mkdir()
+    (run / "rollouts" / "2.jsonl").symlink_to(tmp_path / "nothing")
+    assert shown(run) is None
+    (reason,) = read_runs([run])[0].skipped
+    assert place in reason and "cannot be read" in reason
+
+
 def test_values_that_are_no_numbers_and_texts_that_are_none_are_shown(tmp_path):
     run = a_run(tmp_path)
     rollouts(run, 2, {"p": [0, 1, 1]})
