@@ -61,7 +61,10 @@ const links = [...document.querySelectorAll("nav a")];
 const markSection = () => {
   const begun = links.filter(link => document.querySelector(link.hash).getBoundingClientRect().top < innerHeight / 3);
   const current = begun.at(-1) ?? links[0];
-  for (const link of links) link.toggleAttribute("aria-current", link === current);
+  if (current.hasAttribute("aria-current")) return;
+  for (const link of links) link.removeAttribute("aria-current");
+  current.setAttribute("aria-current", "location");
+  current.parentElement.scrollLeft = current.offsetLeft - 16;  // on a phone, the links are one line
 };
 if (links.length) {
   addEventListener("scroll", markSection, { passive: true });

@@ -98,7 +98,7 @@ class ResponseReader:
             skipped: gets a sentence for each dump that cannot be read.
         """
         try:
-            folder = self._folder(config, skipped)
+            folder, within = self._folder(config, skipped)
             files = [file for file in dumps_in(folder) if int(file.stem) in steps] if folder else []
             files = files[: -MOST_STEPS - 1 : -1]  # the newest first
             states = [(file, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
@@ -107,13 +107,16 @@ class ResponseReader:
             return StoredGroups()
         if states != self._states:
             self._skipped = []
-            self._stored = _read(files, self._skipped)
+            self._stored = _read(files, within, self._skipped)
             self._states = states
         skipped.extend(self._skipped)
         return self._stored
 
-    def _folder(self, config: Mapping[str, Any], skipped: list[str]) -> Path | None:
-        """The first folder with dumps that the config names and that may be read."""
+    def _folder(self, config: Mapping[str, Any], skipped: list[str]) -> tuple[Path | None, Path]:
+        """The first folder with dumps that the config names and that may be read, and the folder that must have them.
+
+        The first is None if there is none.
+        """
         for key in DUMP_KEYS:
             value = config.get(key)
             if not isinstance(value, str) or not value:
@@ -122,15 +125,15 @@ class ResponseReader:
                 if not folder.is_dir() or not dumps_in(folder):
                     continue
                 if folder.resolve().is_relative_to(self._run.path.resolve()):
-                    return folder
+                    return folder, self._run.path
                 if reason := self._distrust(self._run):
                     skipped.append(
                         f"the responses in {folder}: this folder is outside the run, and {reason}. It could have "
                         "private files of yours"
                     )
                     continue
-                return folder
-        return None
+                return folder, folder
+        return None, self._run.path
 
     def _places(self, folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         """Where the folder is: in the run, if it was there before the run was moved, or where the config says."""
@@ -140,13 +143,13 @@ class ResponseReader:
         yield folder
 
 
-def _read(files: Sequence[Path], skipped: list[str]) -> StoredGroups:
+def _read(files: Sequence[Path], within: Path, skipped: list[str]) -> StoredGroups:
     groups: list[StoredGroup] = []
     unread: list[str] = []
     left = MOST_BYTES
     for file in files:
         try:
-            groups += _groups_of(file, unread, left)
+            groups += _groups_of(file, within, unread, left)
         except ValueError as error:
             skipped.append(str(error))
         left -= file.stat().st_size
@@ -155,10 +158,10 @@ def _read(files: Sequence[Path], skipped: list[str]) -> StoredGroups:
     return StoredGroups(tuple(groups), bool(unread))
 
 
-def _groups_of(file: Path, unread: list[str], limit: int) -> list[StoredGroup]:
+def _groups_of(file: Path, within: Path, unread: list[str], limit: int) -> list[StoredGroup]:
     responses: dict[str | int, dict[str, tuple[float, str]]] = {}  # by group and session: its last output
     texts: dict[str | int, tuple[str, str]] = {}
-    for where, row in dump_rows(file, file.parent, unread.append, limit=limit):
+    for where, row in dump_rows(file, within, unread.append, limit=limit):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
         if session is None or not is_of_policy(row):

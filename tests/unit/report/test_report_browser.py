@@ -199,7 +199,11 @@ def test_the_table_of_contents_stays_in_view_and_marks_the_section(visit, writte
     page.locator("nav a[href='#waste']").click()
     page.wait_for_function("document.querySelector('nav a[aria-current]').hash === '#waste'")
     assert page.locator("nav").evaluate("nav => nav.getBoundingClientRect().top") >= 0
-    title, nav = (page.locator(name).bounding_box() for name in ("section#waste > h2", "nav"))
+    assert page.locator("nav a[aria-current='location']").all_inner_texts() == ["Waste"]
+    title, nav, link = (
+        page.locator(name).bounding_box() for name in ("section#waste > h2", "nav", "nav a[href='#waste']")
+    )
+    assert nav["x"] <= link["x"] and link["x"] + link["width"] <= nav["x"] + nav["width"], "the link is in view"
     is_beside = nav["x"] + nav["width"] <= title["x"]
     assert is_beside or nav["y"] + nav["height"] <= title["y"], "it hides no title"
 
