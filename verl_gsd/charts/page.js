@@ -24,7 +24,9 @@ const cell = value => {
   return /[",\n\r]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
 };
 const csv = specification => {
-  const rows = (specification.data ?? []).flatMap(source => source.values ?? []).filter(row => Object.keys(row).length);
+  // A row with a single field is the place of a mark, such as a line at 0, and no data.
+  const values = (specification.data ?? []).flatMap(source => source.values ?? []);
+  const rows = values.filter(row => Object.keys(row).length > 1);
   const names = [...new Set(rows.flatMap(Object.keys))];
   return [names, ...rows.map(row => names.map(name => row[name]))].map(row => row.map(cell).join(",") + "\r\n").join("");
 };

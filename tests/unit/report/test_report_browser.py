@@ -233,7 +233,9 @@ def test_the_data_of_charts_can_be_downloaded_as_csv(visit, written, tmp_path):
 def test_cells_of_csv_are_quoted_and_a_spreadsheet_computes_none(visit, tmp_path):
     names = ['=1+1, "a"', "@x", "-1", "line\rbreak"]
     points = [{"name": name, "value": value} for name, value in zip(names, (1.5, -2, None, 0), strict=True)]
-    chart = alt.Chart(alt.Data(values=points)).mark_bar().encode(x="name:N", y="value:Q")
+    bars = alt.Chart(alt.Data(values=points)).mark_bar().encode(x="name:N", y="value:Q")
+    line_at_zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule().encode(y="zero:Q")
+    chart = alt.layer(line_at_zero, bars)
     write_page(tmp_path / "page.html", "A page", [Section("a", "A", chart=chart)])
     page = visit((tmp_path / "page.html").as_uri())
     with page.expect_download() as started:
