@@ -3,8 +3,8 @@
 from verl_gsd.charts.page import render_page, write_page
 from verl_gsd.charts.parts import (
     Entry,
-    Figure,
-    FigureRow,
+    KeyFigure,
+    KeyFigureRow,
     Notice,
     Panel,
     Quote,
@@ -21,8 +21,8 @@ __all__ = [
     "PAPER",
     "RULE",
     "Entry",
-    "Figure",
-    "FigureRow",
+    "KeyFigure",
+    "KeyFigureRow",
     "Notice",
     "Panel",
     "Quote",

@@ -39,7 +39,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Figure:
+class KeyFigure:
     """A number that the page shows large, such as ``0.43 to 0.55``, with its name and a remark."""
 
     name: str
@@ -48,11 +48,11 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class FigureRow:
+class KeyFigureRow:
     """Figures side by side. The title is empty if the page has a single row."""
 
     title: str
-    figures: Sequence[Figure]
+    figures: Sequence[KeyFigure]
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,5 @@ class Section:
     table: Table | None = None
     notices: Sequence[Notice] = ()
     panels: Sequence[Panel] = ()
-    figures: Sequence[FigureRow] = ()
+    figures: Sequence[KeyFigureRow] = ()
     entries: Sequence[Entry] = ()

@@ -12,8 +12,8 @@ import pytest
 from verl_gsd.charts import (
     COLOURS,
     Entry,
-    Figure,
-    FigureRow,
+    KeyFigure,
+    KeyFigureRow,
     Notice,
     Panel,
     Quote,
@@ -50,7 +50,7 @@ def test_policy_text_is_escaped_everywhere():
 
     def with_text(text, drawn):
         parts = {"notices": [Notice(text, text, [text])], "panels": [Panel("b", text, drawn)]}
-        parts["figures"] = [FigureRow(text, [Figure(text, text, text)])]
+        parts["figures"] = [KeyFigureRow(text, [KeyFigure(text, text, text)])]
         parts["entries"] = [Entry(text, text, text, [QuoteColumn(text, [Quote(text, text)])])]
         return render_page(
             text, [Section("a", text, [text], drawn, Table([text], [[text]]), **parts), Section("c", text)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from verl_gsd.charts import Figure, FigureRow, Section
+from verl_gsd.charts import KeyFigure, KeyFigureRow, Section
 from verl_gsd.report.findings.finding import percent
 from verl_gsd.report.findings.policy import figure_of, held_out, source_of
 from verl_gsd.report.reading import Columns
@@ -21,25 +21,27 @@ _UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 def headline_section(views: Views) -> Section:
     """Accuracy from and to, silent groups, tokens and time of each run."""
     rows = [
-        FigureRow(name if len(views) > 1 else "", [_accuracy(view.table), *_silent(view.table), *_amounts(view.table)])
+        KeyFigureRow(
+            name if len(views) > 1 else "", [_accuracy(view.table), *_silent(view.table), *_amounts(view.table)]
+        )
         for name, view in views.items()
     ]
     return Section("headline", "At a glance", figures=rows)
 
 
-def _accuracy(table: Columns) -> Figure:
+def _accuracy(table: Columns) -> KeyFigure:
     """The mean over data sources of the held-out accuracy; or else the accuracy, or the reward, of the rollouts."""
     names = [name for name in held_out(table) if figure_of(table, name) == "accuracy"]
     if names:
         values = np.mean([table[name] for name in names], axis=0)  # NaN at steps where a source was not validated
         note = source_of(names[0]) if len(names) == 1 else f"mean of {len(names)} data sources"
         if (~np.isnan(values)).any():
-            return Figure("held-out accuracy", *_from_to(table["step"], values, note, percent))
+            return KeyFigure("held-out accuracy", *_from_to(table["step"], values, note, percent))
     accuracy = column(table, "accuracy")
     if (~np.isnan(accuracy)).any():
-        return Figure("accuracy of rollouts", *_from_to(table["step"], accuracy, "", percent))
+        return KeyFigure("accuracy of rollouts", *_from_to(table["step"], accuracy, "", percent))
     reward = column(table, "reward" if "reward" in table else "critic/score/mean")
-    return Figure("mean reward", *_from_to(table["step"], reward, "", lambda value: f"{value:.3g}"))
+    return KeyFigure("mean reward", *_from_to(table["step"], reward, "", lambda value: f"{value:.3g}"))
 
 
 def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written: Callable[[float], str]) -> tuple[str, str]:
@@ -52,18 +54,18 @@ def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written: Callable
     return " to ".join(written(values[end]) for end in ends), f"{note}, {at}".removeprefix(", ")
 
 
-def _silent(table: Columns) -> list[Figure]:
+def _silent(table: Columns) -> list[KeyFigure]:
     silent, groups = column(table, "silent"), float(np.nansum(column(table, "groups")))
     if not (~np.isnan(silent)).any():
         return []
-    return [Figure("silent groups", percent(float(np.nanmean(silent))), f"of {groups:,.0f} groups teach nothing")]
+    return [KeyFigure("silent groups", percent(float(np.nanmean(silent))), f"of {groups:,.0f} groups teach nothing")]
 
 
-def _amounts(table: Columns) -> list[Figure]:
+def _amounts(table: Columns) -> list[KeyFigure]:
     tokens, rollouts, seconds = (float(np.nansum(column(table, name))) for name in ("tokens", "rollouts", _SECONDS))
     steps = f"{int((table['step'] > 0).sum()):,} training steps"
-    figures = [Figure("tokens generated", _amount(tokens), f"{_amount(rollouts)} rollouts")] if tokens else []
-    return [*figures, *([Figure("time", _duration(seconds), steps)] if seconds else [])]
+    figures = [KeyFigure("tokens generated", _amount(tokens), f"{_amount(rollouts)} rollouts")] if tokens else []
+    return [*figures, *([KeyFigure("time", _duration(seconds), steps)] if seconds else [])]
 
 
 def _amount(number: float) -> str:
