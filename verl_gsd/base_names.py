@@ -128,7 +128,8 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("distinct_answers", "answers_in_visit", "answers_in_visits", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),
     ),
     "report section": (
-        *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste", "policy"),
+        *("headline", "words", "runs", "settings", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste"),
+        *("prompts", "policy"),
         *("waiting", "error"),  # only in a page of `verl-gsd report --watch`
     ),
     "histogram": ("sigma", "accuracy", "judge_score"),

@@ -48,7 +48,7 @@ def test_the_commands_of_the_page_train_and_compare_what_it_says(printed):
     assert (folder / "run" / "config.yaml").is_file()
     compared = [text for command, text in outputs.items() if command.startswith("verl-gsd compare")]
     assert len(compared) == 2 and "dr_grpo" in compared[0] and "rare" in compared[1]
-    assert "Against grpo" in compared[0] and "Against grpo" in compared[1]
+    assert "Difference from grpo" in compared[0] and "Difference from grpo" in compared[1]
 
 
 def test_the_idea_of_the_page_takes_part_in_its_runs(printed):

@@ -1,6 +1,7 @@
 """Files of runs for tests of reports, written without a trainer by the package's own writer of records."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def config(run: Path, **keys) -> None:
     (run / "config.yaml").write_text(json.dumps(tree))
 
 
+def rollouts(run: Path, step: int, values: Mapping[str, Sequence[float]], *, text: str = "", folder="rollouts") -> Path:
+    """Write a dump of a step as verl does: one line per response of each prompt, whose accuracies are ``values``."""
+    path = run / folder / f"{step}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"input": prompt, "output": f"{text}{number}", "gts": "42", "score": value, "acc": value, "step": step}
+        | {"uid": f"{place}-{step}_{number}_0"}
+        for place, (prompt, of_prompt) in enumerate(values.items())
+        for number, value in enumerate(of_prompt)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 def everything(run: Path, *, steps: int = 8, groups: int = 24, seed: int = 0, source: str = "math") -> Path:
     """A run with data for every section of a report."""
     rng = np.random.default_rng(seed)
@@ -96,7 +111,10 @@ def everything(run: Path, *, steps: int = 8, groups: int = 24, seed: int = 0, so
         data |= {"sampler/effective_prompts": 100.0}
         if step % 4 == 0:
             data[f"val-core/{source}/acc/mean@1"] = 0.2 + step / 50
+        data["timing_s/step"] = 30.0
         lines.append((step, data))
     metrics(run, lines)
-    config(run, data__max_response_length=512, actor_rollout_ref__rollout__n=8)
+    rollouts(run, steps, {f"{source} {right}": [1] * right + [0] * (8 - right) for right in range(9)}, text=source)
+    keys = {"data__max_response_length": 512, "actor_rollout_ref__rollout__n": 8}
+    config(run, **keys, trainer__rollout_data_dir=str(run / "rollouts"))
     return run

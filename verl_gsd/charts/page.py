@@ -1,12 +1,15 @@
 """Renders one self-contained HTML file: text, tables, charts and the library that draws them (page.html.jinja).
 
 Jinja escapes all text, including data: a page may show text of a policy or a judge, which must not become HTML. Control
-characters are shown as on a terminal (``console.visible``).
+characters are shown as on a terminal (``console.visible``). The page's security policy names its scripts by their
+hashes, so that a browser runs no other script.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ import jinja2
 import vl_convert
 
 from verl_gsd.charts.parts import Section
-from verl_gsd.charts.theme import styled
+from verl_gsd.charts.theme import PAGE_COLOURS, styled
 from verl_gsd.console import visible
 from verl_gsd.writing import atomic_write
 
@@ -59,7 +62,10 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["to_vega"] = _to_vega
-    environment.globals["library"] = _library
+    environment.filters["sha256"] = _sha256
+    environment.globals["chart_colours"] = PAGE_COLOURS
+    environment.globals["style"] = _read("page.css")
+    environment.globals["scripts"] = {"scheme": _read("scheme.js"), "vega": _library(), "page": _read("page.js")}
     return environment.get_template("page.html.jinja")
 
 
@@ -74,7 +80,15 @@ def _to_vega(chart: alt.TopLevelMixin) -> tuple[dict, int | None]:
     return vega, height if isinstance(height, int) else None
 
 
-@functools.cache
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    """The hash of a script as a security policy has it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
 def _library() -> str:
     """Return Vega, Vega-Lite and vega-embed as the text of a script element."""
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default

@@ -16,20 +16,32 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 #: The colour of each kind of group outcome, the same in all charts.
 KINDS = {"mixed": "#009E73", "all_right": "#56B4E9", "all_wrong": "#D55E00", "equal": "#E69F00"}
 
+#: Colours of text, lines and the background in charts.
+INK, RULE, PAPER = "#1a1a1a", "#e5e5e5", "#ffffff"
+#: Colour in a chart -> what a page shows in its place (page.css), which depends on the reader's colour scheme. The
+#: other colours can be seen on white and on the page's dark grey.
+PAGE_COLOURS = {
+    INK: "var(--ink)",
+    "#000000": "var(--ink)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    "#0072B2": "light-dark(#0072B2, #2182C4)",
+}
+
+_TEXT = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK}
 _CONFIG = {
-    "background": "white",
+    "background": PAPER,
     "aria": False,  # the page labels the whole chart; a label per mark would only slow down drawing
     "font": "system-ui, sans-serif",
     "range": {"category": list(COLOURS)},
-    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e5e5e5"},
+    "axis": {**_TEXT, "gridColor": RULE},
     "legend": {
+        **_TEXT,
         "orient": "top",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
         "columns": 3,
         "layout": {"top": {"direction": "vertical", "anchor": "start"}},
     },
+    "title": {"color": INK},
     "view": {"stroke": None},
     "line": {"strokeWidth": 2},
 }

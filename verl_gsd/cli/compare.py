@@ -141,14 +141,19 @@ def _print(comparison: Comparison, notices: list[str]) -> None:
         out.print(f"- {escape(notice)}", highlight=False)
     _table("Accuracy", *words.accuracy_table(comparison))
     if len(comparison.rows) > 1:
-        _table(f"Against {comparison.baseline}, at {comparison.budgets[-1]:,} tokens", *words.against_table(comparison))
-    _table("Last validations, at unequal tokens", *words.end_table(comparison))
+        _table(
+            f"Difference from {comparison.baseline}, at {comparison.budgets[-1]:,} tokens",
+            *words.against_table(comparison),
+        )
+    _table("Last validation of each run, at unequal numbers of tokens", *words.end_table(comparison))
     for caveat in words.caveats(comparison):
         out.print(f"- {escape(caveat)}", highlight=False)
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(*map(escape, header), title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
+    for name in header:
+        table.add_column(escape(name), overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

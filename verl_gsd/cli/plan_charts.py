@@ -8,7 +8,7 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
-from verl_gsd.charts import COLOURS, Section, Table, write_page, write_png
+from verl_gsd.charts import COLOURS, PAPER, Section, Table, write_page, write_png
 from verl_gsd.cli.plan_tables import (
     algorithm_name,
     by_group_size,
@@ -20,7 +20,7 @@ from verl_gsd.cli.plan_tables import (
 from verl_gsd.planning.summary import BINS, GroupSizeSummary, Target, gradient_mass, share_by_bin, summarize
 from verl_gsd.solve_rates import SolveRates
 
-_SILENT = "A group is silent if all its rewards are equal. It contributes no gradient."
+_SILENT = "Silent groups contribute no gradient."
 _SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 #: Number of histogram bars. Prompts are usually sampled a power of two times, so a power of two spreads their possible
 #: rates evenly over the bars.
@@ -96,7 +96,7 @@ def _histogram(rates: SolveRates) -> alt.Chart:
     ]
     return (
         alt.Chart(alt.Data(values=bars))
-        .mark_bar(stroke="white", color=COLOURS[0])
+        .mark_bar(stroke=PAPER, color=COLOURS[0])
         .encode(
             x=alt.X("from:Q", bin="binned", title="solve rate", axis=alt.Axis(tickCount=5, format=".1f")),
             x2="to:Q",
@@ -110,7 +110,7 @@ def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Ch
     points = []
     for size in sorted({*_SIZES, *(each.group_size for each in summaries)}):
         figures = summarize(rates.rate, *rates.unbiased_counts, size)
-        points.append({"size": size, "silent": figures.silent, "estimate": "plug-in"})
+        points.append({"size": size, "silent": figures.silent, "estimate": "exact rates"})
         if figures.unbiased is not None and figures.unbiased.prompts == len(rates):
             points.append({"size": size, "silent": figures.unbiased.silent, "estimate": "unbiased"})
     return (
@@ -119,7 +119,7 @@ def _silence(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> alt.Ch
         .encode(
             x=alt.X("size:Q", title="group size", scale=alt.Scale(type="log", base=2)),
             y=alt.Y("silent:Q", title="silent groups", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("estimate:N", title=None, sort=["plug-in", "unbiased"]),
+            color=alt.Color("estimate:N", title=None, sort=["exact rates", "unbiased"]),
             tooltip=["estimate:N", "size:Q", alt.Tooltip("silent:Q", format=".2%")],
         )
     )

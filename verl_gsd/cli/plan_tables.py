@@ -22,6 +22,8 @@ from verl_gsd.planning.summary import (
 from verl_gsd.solve_rates import SolveRates
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+#: Name of ``EXTREMES``.
+_ENDS = "below 0.1 or above 0.9"
 
 
 def show(
@@ -62,19 +64,26 @@ def by_group_size_notes(summaries: Sequence[GroupSizeSummary], *, is_biased: boo
     Args:
         is_biased: ``SolveRates.is_biased``. No figure can then be unbiased.
     """
-    notes = [
-        "plug-in treats each rate as exact, which overstates silent groups; unbiased draws G of a prompt's responses.",
-        "gain: E[sigma] of a group, GRPO's scalar signal. ends: gradient share of the rates below 0.1 or above 0.9.",
-        "draws per mixed: mean number of groups generated per mixed group if silent groups are replaced (DAPO).",
-    ]
+    exact = "Exact rates: takes each rate for exact"
     if is_biased:
-        notes[0] = "plug-in treats each rate as exact. The source is biased, so there are no unbiased figures."
-    elif not any(summary.unbiased for summary in summaries):
-        notes[0] = (
-            "plug-in treats each rate as exact, which overstates silent groups. Unbiased figures need G responses per "
-            "prompt: set --samples or --total-column if the file has rates, or use a smaller group size."
+        kinds = f"{exact}. The source is biased, so there are no unbiased figures."
+    elif any(summary.unbiased for summary in summaries):
+        kinds = (
+            f"{exact}, which overstates silent groups. Unbiased: draws groups of G from the prompt's counted responses."
         )
-    return notes
+    else:
+        kinds = (
+            f"{exact}, which overstates silent groups. Unbiased figures need G responses per prompt: set --samples or "
+            "--total-column if the file has rates, or use a smaller group size."
+        )
+    return [
+        "G: responses per group. A group is silent if all its rewards are equal, and mixed if they differ.",
+        kinds,
+        "Sigma: standard deviation of a group's rewards, the strength of GRPO's signal. Fidelity of sigma: its mean "
+        "over groups of G, divided by its value in infinite groups.",
+        "Groups per mixed group: groups to generate until one is mixed, if silent groups are replaced (DAPO).",
+        "Gradient from rates X: share of the algorithm's update that comes from prompts with these solve rates.",
+    ]
 
 
 def _response_counts(rates: SolveRates) -> str:
@@ -92,16 +101,16 @@ def by_group_size(
     """Header and rows of the table with one column per group size."""
     unbiased = [summary.unbiased for summary in summaries]
     rows = [
-        ("silent groups, plug-in", *(_share(summary.silent, 2) for summary in summaries)),
-        ("silent groups, unbiased", *(_share(means.silent, 2) if means else "-" for means in unbiased)),
-        ("mixed groups, plug-in", *(_share(1 - summary.silent, 2) for summary in summaries)),
-        ("mixed groups, unbiased", *(_share(1 - means.silent, 2) if means else "-" for means in unbiased)),
-        ("mean gain, plug-in", *(f"{summary.gain:.4f}" for summary in summaries)),
-        ("mean gain, unbiased", *(f"{means.gain:.4f}" if means else "-" for means in unbiased)),
-        ("fidelity (0 < rate < 1)", *(_number(summary.fidelity, ".3f") for summary in summaries)),
-        ("draws per mixed, plug-in", *(_factor(summary.silent) for summary in summaries)),
-        ("draws per mixed, unbiased", *(_factor(means.silent) if means else "-" for means in unbiased)),
-        ("prompts in unbiased", *(str(means.prompts if means else 0) for means in unbiased)),
+        ("silent groups (exact rates)", *(_share(summary.silent, 2) for summary in summaries)),
+        ("silent groups (unbiased)", *(_share(means.silent, 2) if means else "-" for means in unbiased)),
+        ("mixed groups (exact rates)", *(_share(1 - summary.silent, 2) for summary in summaries)),
+        ("mixed groups (unbiased)", *(_share(1 - means.silent, 2) if means else "-" for means in unbiased)),
+        ("mean sigma of a group (exact rates)", *(f"{summary.gain:.4f}" for summary in summaries)),
+        ("mean sigma of a group (unbiased)", *(f"{means.gain:.4f}" if means else "-" for means in unbiased)),
+        ("fidelity of sigma, 0 < rate < 1", *(_number(summary.fidelity, ".3f") for summary in summaries)),
+        ("groups per mixed group (exact rates)", *(_factor(summary.silent) for summary in summaries)),
+        ("groups per mixed group (unbiased)", *(_factor(means.silent) if means else "-" for means in unbiased)),
+        ("prompts behind unbiased figures", *(str(means.prompts if means else 0) for means in unbiased)),
     ]
     if not any(unbiased):
         rows = [row for row in rows if "unbiased" not in row[0]]
@@ -109,8 +118,8 @@ def by_group_size(
     for alpha in alphas:
         shares = [share_by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for size in sizes]
         ends, middle = ([float(share[bins].sum()) for share in shares] for bins in (list(EXTREMES), [MIDDLE]))
-        rows.append((f"{algorithm_name(alpha)}: ends", *map(_share, ends)))
-        rows.append((f"{algorithm_name(alpha)}: {BINS[MIDDLE]}", *map(_share, middle)))
+        rows.append((f"{algorithm_name(alpha)}: gradient from rates {_ENDS}", *map(_share, ends)))
+        rows.append((f"{algorithm_name(alpha)}: gradient from rates {BINS[MIDDLE]}", *map(_share, middle)))
     for target in targets:
         name = f"prompts with {target.criterion} >= {target.wanted:g}"
         rows.append((name, *(_share(target.reached(size)) for size in sizes)))
@@ -126,7 +135,7 @@ def by_solve_rate(
     for size in (None, *(summary.group_size for summary in summaries)):
         shares = [prompts, *(share_by_bin(rates.rate, gradient_mass(rates.rate, alpha, size)) for alpha in alphas)]
         rows = [(name, *(_share(float(share[position])) for share in shares)) for position, name in enumerate(BINS)]
-        rows.append(("ends: below 0.1, above 0.9", *(_share(float(share[list(EXTREMES)].sum())) for share in shares)))
+        rows.append((_ENDS, *(_share(float(share[list(EXTREMES)].sum())) for share in shares)))
         where = "the limit of large groups" if size is None else f"groups of {size}"
         tables.append(
             (f"Where the gradient comes from, {where}", ["solve rate", "prompts", *map(algorithm_name, alphas)], rows)
@@ -136,7 +145,7 @@ def by_solve_rate(
 
 def by_target(targets: Sequence[Target]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Header and rows of the table with one row per target and one column per share of the prompts that reach it."""
-    header = ["", *(f"{share:.0%}" for share in _QUANTILES), "no size"]
+    header = ["target", *(f"{share:.0%} of the prompts" for share in _QUANTILES), "no size is enough"]
     rows = []
     for target in targets:
         quantiles = (target.quantile(share) for share in _QUANTILES)

@@ -33,6 +33,7 @@ def report(
     """Write a self-contained page of charts, with findings in words and the keys to change.
 
     The report reads RUN/records and RUN/metrics. A run with one of verl's own trainer modes has only the metrics.
+    With trainer.rollout_data_dir=RUN/rollouts, a run stores its responses, and the page shows some of them.
     Damaged files are left out, and the page names them.
 
     Examples:
@@ -43,7 +44,7 @@ def report(
     from verl_gsd.charts import write_page
     from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs, write_pngs
     from verl_gsd.report.watch import serve
-    from verl_gsd.run.trust import real_run
+    from verl_gsd.run.trust import distrust, real_run
 
     if port is not None and not watch:
         fail("--port: has no effect without --watch. Add --watch or remove --port")
@@ -56,9 +57,14 @@ def report(
         for run in runs:
             real_run(run)
         if watch:
-            serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"))
+            serve(
+                runs,
+                PORT if port is None else port,
+                on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"),
+                distrust=distrust,
+            )
             return
-        run_data = read_runs(runs)
+        run_data = read_runs(runs, distrust=distrust)
         check_not_empty(run_data)
     except (OSError, ValueError) as error:
         fail(str(error))
@@ -68,7 +74,7 @@ def report(
         pngs = write_pngs(png, sections) if png else []
     except OSError as error:
         fail(f"{error}. Use --output and --png with a writable folder that has free space")
-    for notice in sections[0].notices:
+    for notice in (notice for section in sections for notice in section.notices):
         out.print(f"- {escape(notice.title)}", highlight=False)
     out.print(escape(str(page)), soft_wrap=True, highlight=False)
     if pngs:

@@ -50,14 +50,20 @@ def sections(comparison: Comparison, notices: Sequence[str] = ()) -> list[Sectio
             _chart(comparison),
             Table(*words.accuracy_table(comparison)),
         ),
-        Section("against", f"Against {baseline}, at {budget} tokens", table=Table(*words.against_table(comparison))),
+        Section(
+            "against", f"Difference from {baseline}, at {budget} tokens", table=Table(*words.against_table(comparison))
+        ),
         Section(
             "seeds",
             "Each seed",
             [f"The mean, its interval and each run. The mean of {baseline} is grey."],
             panels=panels,
         ),
-        Section("ends", "Last validations, at unequal tokens", table=Table(*words.end_table(comparison))),
+        Section(
+            "ends",
+            "Last validation of each run, at unequal numbers of tokens",
+            table=Table(*words.end_table(comparison)),
+        ),
         Section("caveats", "What the numbers cannot show", words.caveats(comparison)),
     ]
     return page if len(comparison.rows) > 1 else [section for section in page if section.name != "against"]

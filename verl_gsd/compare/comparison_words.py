@@ -99,7 +99,15 @@ def accuracy_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of each label's comparison with the baseline, at the largest budget."""
-    header = ["method", "difference", "seeds of both", "won, tied, lost", "p", "p, Holm", "verdict"]
+    header = [
+        "method",
+        "difference in accuracy",
+        "seeds of both",
+        "seeds won, tied, lost",
+        "p of the test",
+        "p over all methods (Holm)",
+        "verdict",
+    ]
     rows = []
     for row in comparison.rows:
         if row.label == comparison.baseline:
@@ -124,7 +132,7 @@ def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def end_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of each label's last validations, at unequal tokens."""
-    header = ["method", "last step", "tokens, mean", "accuracy there"]
+    header = ["method", "last step", "tokens until then, mean over seeds", "accuracy at the last step"]
     rows = []
     for row in comparison.rows:
         steps = sorted({curve.steps[-1] for curve in comparison.curves if curve.label == row.label})

@@ -21,14 +21,12 @@ from verl_gsd.preparation import cells
 from verl_gsd.row_table import SUFFIXES, read_row_table
 from verl_gsd.run.trust import distrust
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.solve_rates.dumps import dump_rows, dumps_in, is_of_policy, session_of_uid
+from verl_gsd.solve_rates.dumps import DUMP_KEYS, dump_rows, dumps_in, is_of_policy, session_of_uid
 from verl_gsd.solve_rates.tables import as_number
 from verl_gsd.tasks import maths
 from verl_gsd.tasks.answers import final_answer
 from verl_gsd.tasks.screen import is_too_large
 
-#: Keys of a run's config that name its folders of dumps.
-DUMP_KEYS = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
 #: The longest response that math-verify reads alone, in characters. It searches the whole response.
 LONGEST_FOR_MATH_VERIFY = 50_000
 #: Number of threads that compare. Most of the time, each waits for a process of the verifier.

@@ -22,9 +22,9 @@ from verl_gsd.export.checkpoint import file_identities, shard_paths
 from verl_gsd.preparation.manifest import read_manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.run.checks.parallelism import model_config
-from verl_gsd.run.checks.validate import SECRET_NAME, SECRET_VALUE
 from verl_gsd.run.remote_paths import scheme_of
 from verl_gsd.rundir import RunDirectory, merge_metrics, read_metrics
+from verl_gsd.secret_patterns import SECRET_NAME, SECRET_VALUE
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _URL = re.compile(r"\w+://\S+")

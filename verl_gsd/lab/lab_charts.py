@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from verl_gsd.charts import COLOURS
+from verl_gsd.charts import COLOURS, INK, RULE
 from verl_gsd.lab.algorithms import algorithm, families
 from verl_gsd.lab.simulation import QUARTERS, SimulatedRun
 from verl_gsd.lab.summary import FINAL_EDGES, START_EDGES, shares
@@ -54,9 +54,11 @@ def hardest_by_rollouts(runs: Mapping[str, SimulatedRun]) -> alt.TopLevelMixin:
 
 def by_quarter(run: SimulatedRun, reference: SimulatedRun | None = None) -> alt.TopLevelMixin:
     """Solve rate of each quarter over the steps; those of ``reference`` are in grey."""
-    layers = [_quarters(run).encode(color=_quarter_colour(), tooltip=["quarter:N", "step:Q", "rate:Q"])]
+    layers = [
+        _quarters(run, "this algorithm").encode(color=_quarter_colour(), tooltip=["quarter:N", "step:Q", "rate:Q"])
+    ]
     if reference is not None:
-        layers.insert(0, _quarters(reference).encode(detail="quarter:N", color=alt.value(_GREY)))
+        layers.insert(0, _quarters(reference, "grey").encode(detail="quarter:N", color=alt.value(_GREY)))
     return alt.layer(*layers).properties(height=190)
 
 
@@ -65,9 +67,9 @@ def _quarter_colour() -> alt.Color:
     return alt.Color("quarter:N", title=None, scale=scale, legend=alt.Legend(columns=4))
 
 
-def _quarters(run: SimulatedRun) -> alt.Chart:
+def _quarters(run: SimulatedRun, line: str) -> alt.Chart:
     points = [
-        {"quarter": quarter, "step": step, "rate": _rounded(run.quarters[step, number])}
+        {"line": line, "quarter": quarter, "step": step, "rate": _rounded(run.quarters[step, number])}
         for number, quarter in enumerate(QUARTERS)
         for step in _steps(run)
     ]
@@ -105,7 +107,7 @@ def _lines(points: list[dict[str, Any]], names: Sequence[str], x: alt.X) -> alt.
 
 
 def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -> alt.TopLevelMixin:
-    """Shares in percent: a row per algorithm, a column per interval of solve rates. Larger shares are darker."""
+    """Shares in percent: a row per algorithm, a column per interval of solve rates. Larger shares have more colour."""
     cells = [
         {
             "algorithm": name,
@@ -122,9 +124,9 @@ def _cells(rows: Mapping[str, np.ndarray], edges: Sequence[float], title: str) -
         y=alt.Y("algorithm:N", title=None, sort=list(rows)),
         tooltip=["algorithm:N", "interval:N", "share:Q"],
     )
-    shades = alt.Scale(range=["#ffffff", COLOURS[0]], interpolate="rgb", domain=[0, 60], clamp=True)
-    ink = alt.condition("datum.share > 55", alt.value("white"), alt.value("#1a1a1a"))
-    tiles = base.mark_rect(stroke="#e5e5e5").encode(color=alt.Color("share:Q", legend=None, scale=shades))
+    shades = alt.Scale(range=[0, 1], domain=[0, 60], clamp=True)
+    ink = alt.condition("datum.share > 55", alt.value("white"), alt.value(INK))
+    tiles = base.mark_rect(color=COLOURS[0], stroke=RULE).encode(fillOpacity=alt.FillOpacity("share:Q", scale=shades))
     figures = base.mark_text(fontSize=12).encode(text=alt.Text("share:Q", format=".1f"), color=ink)
     return alt.layer(tiles, figures).properties(height=_ROW * len(rows))
 

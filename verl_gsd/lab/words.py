@@ -12,14 +12,14 @@ from verl_gsd.lab.summary import LEARNED, MEAN, summarize
 FIGURES_HEADER = ("figure", "published", "recomputed", "difference", "remark")
 RUNS_HEADER = (
     "algorithm",
-    "hardest, end",
-    "easiest, end",
-    f"steps to {LEARNED:g}",
-    f"rollouts to {LEARNED:g}",
-    "rollouts, end",
-    f"hardest at mean {MEAN:g}",
+    "hardest quarter, at the end",
+    "easiest quarter, at the end",
+    f"steps until the hardest quarter reaches {LEARNED:g}",
+    "rollouts per prompt until then",
+    "rollouts per prompt in the run",
+    f"hardest quarter when the mean of all is {MEAN:g}",
 )
-ALGORITHMS_HEADER = ("algorithm", "rate", "what it does here")
+ALGORITHMS_HEADER = ("algorithm", "learning rate", "what it does here")
 _NOTHING = "-"
 
 
@@ -35,9 +35,9 @@ def setting(results: Results) -> str:
 def legend() -> str:
     """What the columns of ``RUNS_HEADER`` mean."""
     return (
-        "Hardest and easiest: the mean solve rate of that quarter of the prompts by their rate at the start. Steps and "
-        f"rollouts per prompt count until the hardest quarter reaches {LEARNED:g}. Hardest at mean {MEAN:g}: the "
-        f"hardest quarter's rate when the mean of all prompts reached {MEAN:g}, which hardly depends on pace."
+        "The hardest and the easiest quarter are of the prompts by their solve rate at the start, and the table has "
+        f"their mean solve rates. The rate of the hardest quarter when the mean of all prompts is {MEAN:g} hardly "
+        "depends on the pace of an algorithm."
     )
 
 

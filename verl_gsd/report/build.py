@@ -9,29 +9,41 @@ from altair.utils.schemapi import debug_mode
 
 from verl_gsd.charts import COLOURS, Section, write_png
 from verl_gsd.report.reading import RunData, RunReader, unique_names
+from verl_gsd.report.responses import Distrust, unknown_origin
 from verl_gsd.report.sections import groups, policy
 from verl_gsd.report.sections.extensions import extension_sections
+from verl_gsd.report.sections.headline import headline_section
+from verl_gsd.report.sections.prompts import prompts_section
+from verl_gsd.report.sections.settings import settings_section
 from verl_gsd.report.sections.summary import findings_section, runs_section
 from verl_gsd.report.sections.view import RunView, SectionBuilder
 from verl_gsd.rundir import is_rehearsal
 
-#: Sections after the summary, in the order of the page. The sections of extensions follow.
+#: All sections in the order of the page. The sections of extensions follow.
 SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
+    headline_section,
+    findings_section,
+    runs_section,
+    settings_section,
     policy.accuracy,
     groups.diversity,
     groups.disagreement,
     groups.silence,
     groups.difficulty,
     groups.waste,
+    prompts_section,
     policy.entropy_and_length,
 )
 
 
-def read_runs(paths: Sequence[Path], readers: dict[Path, RunReader] | None = None) -> list[RunData]:
+def read_runs(
+    paths: Sequence[Path], readers: dict[Path, RunReader] | None = None, distrust: Distrust = unknown_origin
+) -> list[RunData]:
     """Read the runs in the folders ``paths``. Each gets a unique name.
 
     Args:
         readers: readers of earlier calls, which read only what is new. Readers of other runs are added.
+        distrust: as for ``RunReader``.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -41,7 +53,7 @@ def read_runs(paths: Sequence[Path], readers: dict[Path, RunReader] | None = Non
         raise ValueError(f"{len(paths)} runs are too many for one report. Use at most {len(COLOURS)}")
     readers = {} if readers is None else readers
     return [
-        readers.setdefault(path, RunReader(path)).read(name)
+        readers.setdefault(path, RunReader(path, distrust)).read(name)
         for path, name in zip(paths, unique_names(paths), strict=True)
     ]
 
@@ -73,11 +85,11 @@ def page_title(runs: Sequence[RunData]) -> str:
 
 
 def build_sections(runs: Sequence[RunData]) -> list[Section]:
-    """Build all sections for which the runs have data. The findings come first."""
+    """Build all sections for which the runs have data."""
     views = {run.name: RunView.of(run) for run in runs}
     # Altair validates each part of a chart here, and all of them again when the chart is drawn. The second is enough.
     with debug_mode(False):
-        sections = [findings_section(views), runs_section(views), *(build(views) for build in SECTION_BUILDERS)]
+        sections = [build(views) for build in SECTION_BUILDERS]
         return [section for section in (*sections, *extension_sections(views)) if section is not None]
 
 

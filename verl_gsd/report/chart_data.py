@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyarrow as pa
 
@@ -16,6 +18,8 @@ from verl_gsd.report.steps import (
 
 #: Maximum number of points of a line.
 MAX_POINTS = 200
+#: Share of a line's points from which each point of its smoothed line is computed, and the minimum number of them.
+_SPAN, _LEAST = 0.2, 9
 #: Columns and rows of the heat map, and bins of accuracy.
 MAP_COLUMNS, MAP_ROWS, ACCURACY_BINS = 100, 20, 10
 
@@ -35,6 +39,36 @@ def averaged_in_spans(table: Columns, names: list[str], max_spans: int = MAX_POI
     spans = {"step": _span_means(step.astype(float), span), "low": step[::width] - 0.5}
     spans["high"] = np.append(spans["low"][1:], step[-1:] + 0.5)[: len(spans["low"])]
     return spans | {name: _span_means(column(table, name)[has_value], span) for name in names}
+
+
+def smoothed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Smooth a line by local linear regression with tricube weights. Unlike a moving average, it keeps the ends.
+
+    Args:
+        x: (n,) float64, ascending without duplicates.
+        y: (n,) float64. Values that are not finite stay as they are, and do not count for others.
+
+    Returns:
+        (n,) float64, between the smallest and the largest finite ``y``. Lines with fewer points than ``_LEAST`` stay as
+        they are.
+    """
+    known = np.isfinite(y)
+    if known.sum() < _LEAST:
+        return y
+    at, values = x[known], y[known]
+    unit = np.abs(values).max() or 1.0  # sums of values near the largest float would overflow
+    values = values / unit
+    distance = np.abs(at[:, None] - at)
+    nearest = max(_LEAST, math.ceil(_SPAN * len(at)))
+    reach = np.sort(distance, axis=1)[:, nearest - 1, None] * 1.001
+    weight = (1 - np.minimum(distance / reach, 1) ** 3) ** 3
+    offset = (at - at[:, None]) / reach
+    w, wx, wxx = (np.sum(weight * offset**power, axis=1) for power in (0, 1, 2))
+    wy, wxy = weight @ values, np.sum(weight * offset * values, axis=1)
+    fitted = (wxx * wy - wx * wxy) / (w * wxx - wx**2)
+    result = y.copy()
+    result[known] = np.clip(fitted, values.min(), values.max()) * unit
+    return result
 
 
 def sigma_cells(records: pa.Table) -> Columns:

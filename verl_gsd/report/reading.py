@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import declarations
 from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
+from verl_gsd.report.responses import Distrust, ResponseReader, StoredGroups, unknown_origin
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 
 #: Column name -> values. All columns have the same length.
@@ -44,6 +45,7 @@ class RunData:
         attempts: the number of attempts: the start and each resume.
         skipped: one sentence per file or step that could not be read.
         words: the words of the command line; empty if they are not known.
+        stored: groups with the texts of their responses, if the run stored any.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RunData:
     attempts: int
     skipped: tuple[str, ...]
     words: tuple[str, ...] = ()
+    stored: StoredGroups = field(default_factory=StoredGroups)
 
     def is_empty(self) -> bool:
         """Whether the run has neither records nor metrics."""
@@ -74,10 +77,16 @@ def read_run(path: Path, name: str) -> RunData:
 
 
 class RunReader:
-    """Reads a run repeatedly while it trains. Records and metrics that it has read before are not read again."""
+    """Reads a run repeatedly while it trains. Records and metrics that it has read before are not read again.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        distrust: why somebody else may have made a run, or None (``run.trust.distrust``). Responses of such a run are
+            read only in its folder.
+    """
+
+    def __init__(self, path: Path, distrust: Distrust = unknown_origin) -> None:
         self._run = RunDirectory(path)
+        self._responses = ResponseReader(self._run, distrust)
         figures = [figure for declared in declarations() for figure in declared.step_figures]
         unread = _UNREAD - {name for figure in figures for name in (figure.column, figure.over)}
         self._records = RecordReader(path, leave_out=unread)
@@ -97,7 +106,9 @@ class RunReader:
         if not has_group_baseline(config.get(ESTIMATOR)):
             records = _without_silent_groups(records)
         words = _read_words(self._run, skipped)
-        return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words)
+        steps = {*metrics["step"].tolist(), *pc.unique(records["step"]).to_pylist()}
+        stored = self._responses.read(config, steps, skipped)
+        return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words, stored)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from verl_gsd.charts import Notice, Section, render_page
 from verl_gsd.report.build import build_sections, page_title, read_runs
 from verl_gsd.report.reading import RunReader
+from verl_gsd.report.responses import Distrust, unknown_origin
 from verl_gsd.rundir import RunDirectory
 
 #: Seconds after which the browser reloads the page.
@@ -19,18 +20,21 @@ REFRESH = 10
 _HOST = "127.0.0.1"
 
 
-def serve(runs: Sequence[Path], port: int, *, on_start: Callable[[str], None]) -> None:
+def serve(
+    runs: Sequence[Path], port: int, *, on_start: Callable[[str], None], distrust: Distrust = unknown_origin
+) -> None:
     """Serve the page at http://127.0.0.1:``port``/ until Ctrl-C. The server answers only requests from this machine.
 
     Args:
         port: 0 for any free port.
         on_start: called with the address when the server accepts requests.
+        distrust: as for ``reading.RunReader``.
 
     Raises:
         OSError: the port is in use.
         FileNotFoundError, ValueError: as for ``build.read_runs``.
     """
-    cache = PageCache(runs)
+    cache = PageCache(runs, distrust)
     cache.page()
     try:
         server = ThreadingHTTPServer((_HOST, port), request_handler(cache))
@@ -49,8 +53,8 @@ class PageCache:
     again, because that costs little (``benchmarks/report.py``) and figures over several visits need all of them.
     """
 
-    def __init__(self, runs: Sequence[Path]) -> None:
-        self._runs = runs
+    def __init__(self, runs: Sequence[Path], distrust: Distrust = unknown_origin) -> None:
+        self._runs, self._distrust = runs, distrust
         self._readers: dict[Path, RunReader] = {}
         self._lock = threading.Lock()
         self._file_states: object = None
@@ -65,7 +69,7 @@ class PageCache:
         with self._lock:
             file_states = [_file_states(path) for path in self._runs]
             if file_states != self._file_states:
-                runs = read_runs(self._runs, self._readers)
+                runs = read_runs(self._runs, self._readers, self._distrust)
                 empty = [run.name for run in runs if run.is_empty()]
                 notices = [
                     Notice(f"{name} has not finished a step yet", "This page reloads by itself.") for name in empty

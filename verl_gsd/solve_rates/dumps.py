@@ -34,6 +34,8 @@ _OUTPUT = re.compile(r"(_\d+)_\d+$")
 _SESSION = re.compile(r"_\d+_\d+$")
 _FIELDS = {"input", "output", "gts", "score", "step"}
 
+#: Keys of a run's config that name its folders of dumps.
+DUMP_KEYS = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
 #: Field of a rollout dump of our trainer modes: who generated the response. ``POLICY`` is the policy in this step;
 #: ``EARLIER`` is the policy in an earlier step. Other values are the author of a demonstration, ``expert`` or ``self``.
 ORIGIN, POLICY, EARLIER = "gsd_origin", "policy", "earlier"
@@ -53,7 +55,7 @@ def dumps_in(path: Path) -> list[Path]:
 
 
 def dump_rows(
-    file: Path, within: Path | None, on_incomplete: Callable[[str], None]
+    file: Path, within: Path | None, on_incomplete: Callable[[str], None], *, limit: int | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place and the content of each line of a dump.
 
@@ -62,6 +64,8 @@ def dump_rows(
             named the file itself.
         on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
             left out.
+        limit: number of bytes to read at most. ``on_incomplete`` is then called with the place of the first line that
+            was not read.
 
     Raises:
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
@@ -70,6 +74,9 @@ def dump_rows(
         with open_regular(file, within=within) as content:
             for number, line in enumerate(lines_of(content), start=1):
                 where = f"{file}, line {number} (the first is 1)"
+                if limit is not None and content.tell() > limit:
+                    on_incomplete(where)
+                    return
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
@@ -100,6 +107,12 @@ def is_of_policy(row: Mapping[str, Any]) -> bool:
 def session_of_uid(uid: str) -> str | None:
     """The session of a row's uid; None for a row with which verl pads a batch."""
     return None if uid.startswith("pad") else _OUTPUT.sub(r"\1", uid)
+
+
+def group_of_row(row: Mapping[str, Any]) -> str | int:
+    """What the rows of a visit to a prompt have in common: the start of their uid, or a hash of prompt and answer."""
+    uid = row.get("uid")
+    return _SESSION.sub("", uid) if isinstance(uid, str) else prompt_hash([row.get("input"), row.get("gts")])
 
 
 class _DumpReader:
@@ -141,8 +154,7 @@ class _DumpReader:
             if not math.isnan(counted):
                 self._count(prompt, counted)
             if not math.isnan(verdict):
-                group = _SESSION.sub("", uid) if isinstance(uid, str) else prompt
-                groups.setdefault(group, []).append((verdict, _score(row)))
+                groups.setdefault(group_of_row(row), []).append((verdict, _score(row)))
         self._unmarked_files += not is_marked and _seem_added_to(sessions)
         compared = [list(zip(*values, strict=True)) for values in groups.values() if len(values) > 1]
         self._groups.append(len(compared))

@@ -126,12 +126,12 @@ def test_several_group_sizes_are_printed_side_by_side(rates):
     assert done.exit_code == 0, done.output
     p = correct / 16
     silent = [100 * float(np.mean(planning.silent_rate(p, size))) for size in (4, 8, 32)]
-    assert figures(done.output, "silent groups, plug-in") == pytest.approx(silent, abs=0.0051)
+    assert figures(done.output, "silent groups (exact rates)") == pytest.approx(silent, abs=0.0051)
     unbiased = [100 * float(np.mean(planning.silent_rate_from_counts(correct, 16, size))) for size in (4, 8)]
-    *shown, last = figures(done.output, "silent groups, unbiased")
+    *shown, last = figures(done.output, "silent groups (unbiased)")
     assert shown == pytest.approx(unbiased, abs=0.0051) and last is None, "32 cannot be drawn of 16"
-    assert figures(done.output, "prompts in unbiased") == [1000, 1000, 0]
-    assert figures(done.output, "draws per mixed, plug-in") == pytest.approx(
+    assert figures(done.output, "prompts behind unbiased figures") == [1000, 1000, 0]
+    assert figures(done.output, "groups per mixed group (exact rates)") == pytest.approx(
         [1 / (1 - share / 100) for share in silent], abs=0.0051
     )
     reached = [100 * float(np.mean(planning.required_group_size(p, 0.1, "mixed") <= size)) for size in (4, 8, 32)]
@@ -152,18 +152,18 @@ def test_gradient_shares_are_printed_for_every_exponent(rates):
             ]
             assert figures(text, name) == pytest.approx([100 * share[place] for share in shares], abs=0.051)
     assert re.search("unbiased .* G responses", flat(done.output), re.IGNORECASE)
-    assert "silent groups, unbiased" not in done.output
+    assert "silent groups (unbiased)" not in done.output
 
 
 def test_big_math_figures_are_those_of_the_paper():
     done = invoke("--solve-rates", big_math.FILE, "--group-size", "4,8,16,32,64")
     assert done.exit_code == 0, done.output
-    assert figures(done.output, "silent groups, plug-in") == [59.27, 44.28, 32.24, 23.01, 16.53]
-    unbiased = figures(done.output, "silent groups, unbiased")
+    assert figures(done.output, "silent groups (exact rates)") == [59.27, 44.28, 32.24, 23.01, 16.53]
+    unbiased = figures(done.output, "silent groups (unbiased)")
     assert unbiased == pytest.approx([58.59, 43.07, 30.19, 19.64, 11.18], abs=0.006)
-    assert figures(done.output, "draws per mixed, plug-in")[1] == pytest.approx(1.80, abs=0.011)
+    assert figures(done.output, "groups per mixed group (exact rates)")[1] == pytest.approx(1.80, abs=0.011)
     assert figures(done.output, "0")[0] == 4.0 and figures(done.output, "1")[0] == 7.2
-    assert figures(done.output, "ends: below 0.1, above 0.9")[1:] == [24.7, 13.9]
+    assert figures(done.output, "below 0.1 or above 0.9")[1:] == [24.7, 13.9]
     assert figures(done.output, "0.4 to 0.6")[1:] == [17.5, 22.8]
 
 
@@ -193,11 +193,11 @@ def test_figures_of_dumps_without_silent_groups_are_not_called_unbiased(tmp_path
     done = invoke("--solve-rates", tmp_path / "dumps", "--group-size", 4)
     assert done.exit_code == 0, done.output
     assert "algorithm.filter_groups" in flat(done.output)
-    assert figures(done.output, "silent groups, plug-in") and "groups, unbiased" not in done.output
+    assert figures(done.output, "silent groups (exact rates)") and "groups (unbiased)" not in done.output
     more = [row | {"input": "q9", "uid": f"u9_{n}_0", "score": 0.0} for n, row in enumerate(rows[:4])]
     (tmp_path / "dumps" / "2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
     done = invoke("--solve-rates", tmp_path / "dumps", "--group-size", 4)
-    assert figures(done.output, "silent groups, unbiased") == [25.0] and "filter_groups" not in flat(done.output)
+    assert figures(done.output, "silent groups (unbiased)") == [25.0] and "filter_groups" not in flat(done.output)
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -223,12 +223,12 @@ def test_figures_of_dumps_that_may_have_earlier_responses_are_not_called_unbiase
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = invoke("--solve-rates", path, "--group-size", 2)
     assert done.exit_code == 0, done.output
-    assert "lack session numbers" in flat(done.output) and "groups, unbiased" not in done.output
+    assert "lack session numbers" in flat(done.output) and "groups (unbiased)" not in done.output
     marks = ["policy", "policy", "earlier", "earlier"]
     marked = [line | {"gsd_origin": mark} for line, mark in zip(lines, marks, strict=True)]
     path.write_text("".join(json.dumps(line) + "\n" for line in marked))
     done = invoke("--solve-rates", path, "--group-size", 2)
-    assert figures(done.output, "silent groups, unbiased") == [100.0] and "lack session" not in flat(done.output)
+    assert figures(done.output, "silent groups (unbiased)") == [100.0] and "lack session" not in flat(done.output)
     assert "2 demonstrations and responses of earlier steps" in flat(done.output)
 
 
@@ -237,7 +237,7 @@ def test_prompts_at_rates_0_and_1_alone_do_not_crash(tmp_path):
     path.write_text("name,rate\na,0\nb,1\n")
     done = invoke("--solve-rates", path, "--column", "rate", "--target", "fidelity=0.9", "--plot", tmp_path / "p.html")
     assert done.exit_code == 0, done.output
-    assert figures(done.output, "draws per mixed, plug-in") == [math.inf]
+    assert figures(done.output, "groups per mixed group (exact rates)") == [math.inf]
     assert figures(done.output, "fidelity 0.9") == [None] * 5 + [100]
     assert figures(done.output, "0.4 to 0.6") == [0, None, None]
 
@@ -284,7 +284,7 @@ def test_charts_are_written_to_a_page_or_a_png(tmp_path, rates):
     assert len(data) == 3
     histogram, silence, mass = (next(of["values"] for of in one["data"] if "values" in of) for one in data)
     assert sum(bar["prompts"] for bar in histogram) == 1000
-    assert {(one["estimate"], one["size"]) for one in silence} >= {("plug-in", 64), ("unbiased", 16)}
+    assert {(one["estimate"], one["size"]) for one in silence} >= {("exact rates", 64), ("unbiased", 16)}
     assert max(one["size"] for one in silence if one["estimate"] == "unbiased") == 16
     for series in ("prompts", "GRPO", "Dr. GRPO"):
         assert sum(bar["share"] for bar in mass if bar["of"] == series) == pytest.approx(1)

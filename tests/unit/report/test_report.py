@@ -20,7 +20,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.records import FATES, LeftGroup, step_records, write_step
 from verl_gsd.report.answers import order_by_prompt
 from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs
-from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, totals_by_use
+from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, smoothed, totals_by_use
 from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.reading import RunData, read_run, unique_names
 from verl_gsd.report.steps import USES, source_column, sources_of, step_table
@@ -498,8 +498,8 @@ def test_a_page_has_all_sections_and_charts_of_a_run_with_all_data(tmp_path):
     assert str(run / "report.html") in result.output
     sections = build_sections(read_runs([run]))
     assert names(sections) == [
-        *("words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste"),
-        *("policy", "hadw", "dagrpo", "gvpo", "allotment"),
+        *("headline", "words", "runs", "accuracy", "diversity", "sigma", "silence", "difficulty", "waste"),
+        *("prompts", "policy", "hadw", "dagrpo", "gvpo", "allotment"),
     ]
     assert sum(len(section.panels) for section in sections) > 25
     assert [panel.name for section in sections[-4:] for panel in section.panels] == [
@@ -514,14 +514,16 @@ def test_a_page_has_all_sections_and_charts_of_a_run_with_all_data(tmp_path):
 def test_sections_without_data_are_left_out(tmp_path):
     records(tmp_path, 1, (MIXED, "trained"), (WRONG, "trained"), alpha=None)
     sections = build_sections(read_runs([tmp_path]))
-    assert names(sections) == ["words", "runs", "accuracy", "diversity", "sigma", "silence", "waste", "policy"]
+    assert names(sections) == [
+        *("headline", "words", "runs", "accuracy", "diversity", "sigma", "silence", "waste", "policy")
+    ]
 
 
 def test_a_run_of_verls_own_trainer_has_charts_from_metrics_only(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0, "critic/score/mean": 0.5}) for step in (1, 2, 3)])
     assert run_report(tmp_path, "--png", tmp_path / "png").exit_code == 0
     sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
-    assert list(sections) == ["words", "runs", "accuracy", "policy"]
+    assert list(sections) == ["headline", "words", "runs", "accuracy", "policy"]
     assert [panel.title for panel in sections["accuracy"].panels] == ["Mean score of the batch"]
     drawn = {f"{panel.name}.png" for section in sections.values() for panel in section.panels}
     assert {path.name for path in (tmp_path / "png").iterdir()} == drawn and len(drawn) > 1
@@ -548,8 +550,8 @@ def test_each_run_has_one_colour_in_all_charts_and_text_from_data_is_escaped(tmp
     seen = set()
     for section in build_sections(read_runs(runs)):
         for panel in section.panels:
-            colour = panel.chart.to_dict()["encoding"]["color"]
-            if colour["field"] == "run":
+            colour = panel.chart.to_dict()["encoding"].get("color")  # a map of groups has none
+            if colour and colour["field"] == "run":
                 seen.add((tuple(colour["scale"]["domain"]), tuple(colour["scale"]["range"])))
     assert len(seen) == 1 and seen.pop()[0] == ("a <b> & c", "other", "stock")
 
@@ -635,11 +637,55 @@ def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
     for step in range(1, 9):
         records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
     metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
-    section, *_ = build_sections(read_runs([tmp_path / "short"]))
+    _, section, *_ = build_sections(read_runs([tmp_path / "short"]))
     (sentence,) = [text for text in section.text if "12 to 60 steps" in text]
     assert "this run has 8" in sentence
     for step in range(1, 61):
         records(tmp_path / "long", step, (MIXED, "trained"))
     metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
-    section, *_ = build_sections(read_runs([tmp_path / "long"]))
+    _, section, *_ = build_sections(read_runs([tmp_path / "long"]))
     assert not any("12 to 60" in text for text in section.text)
+
+
+# Smoothed lines
+
+
+def lines_of(folder, values):
+    """The chart of entropy, as Vega-Lite, of a run with these values at steps 1, 2, ..."""
+    metrics(folder, [(step, {"actor/entropy": value}) for step, value in enumerate(values, start=1)])
+    (section,) = (section for section in build_sections(read_runs([folder])) if section.name == "policy")
+    return section.panels[0].chart.to_dict()
+
+
+@given(st.lists(st.floats(-1e300, 1e300) | st.just(math.nan), min_size=0, max_size=60), st.integers(0, 3))
+def test_a_smoothed_line_stays_in_the_range_of_its_values(values, gap):
+    y = np.array(values, dtype=float)
+    x = np.cumsum(1.0 + np.arange(len(y)) % (gap + 1))
+    smooth = smoothed(x, y)
+    known = ~np.isnan(y)
+    assert (np.isnan(smooth) == np.isnan(y)).all()
+    if known.any():
+        slack = 1e-9 * np.abs(y[known]).max()
+        assert y[known].min() - slack <= smooth[known].min() and smooth[known].max() <= y[known].max() + slack
+
+
+def test_smoothing_keeps_straight_lines_and_their_ends_and_removes_noise():
+    x = np.arange(100.0)
+    assert smoothed(x, 3 - 0.1 * x) == pytest.approx(3 - 0.1 * x)
+    noisy = 0.5 + 0.004 * x + np.random.default_rng(0).normal(0, 0.1, 100)
+    errors = [np.abs(line - 0.5 - 0.004 * x).mean() for line in (smoothed(x, noisy), noisy)]
+    assert errors[0] < errors[1] / 2
+    assert smoothed(x[:8], noisy[:8]).tolist() == noisy[:8].tolist()
+
+
+def test_a_line_of_many_points_is_pale_under_a_smoothed_one(tmp_path):
+    values = [1.0, 0.0] * 30
+    noisy = lines_of(tmp_path / "long", values)
+    pale, strong = noisy["layer"]
+    assert (pale["encoding"]["y"]["field"], strong["encoding"]["y"]["field"]) == ("value", "smooth")
+    assert pale["mark"]["opacity"] < 0.5 and "opacity" not in strong["mark"]
+    rows = noisy["data"]["values"]
+    assert [row["value"] for row in rows] == values
+    assert all(0.3 < row["smooth"] < 0.7 for row in rows)
+    short = lines_of(tmp_path / "short", values[:40])
+    assert "layer" not in short and "smooth" not in short["data"]["values"][0]

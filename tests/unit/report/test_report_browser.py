@@ -3,15 +3,19 @@
 Without a browser, these tests are skipped. With VERL_GSD_BROWSER=required, they fail instead.
 """
 
+import csv
 import functools
 import io
+import re
 import threading
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
+import altair as alt
 import pytest
 from report_runs import HOSTILE, everything, metrics, records
 
-from verl_gsd.charts import write_page
+from verl_gsd.charts import Section, write_page
 from verl_gsd.report import watch
 from verl_gsd.report.build import build_sections, page_title, read_runs
 
@@ -40,7 +44,7 @@ def visit(request, browser):
 
     yield go
     context.close()
-    assert [line for line in problems if not line.startswith("data:")] == []
+    assert [line for line in problems if not line.startswith(("data:", "blob:"))] == []
 
 
 def everything_of_a_run(folder):
@@ -114,7 +118,7 @@ def check_page(page, sections):
 )
 def test_everything_is_drawn(visit, written, scenario):
     address, sections = written(scenario)
-    assert len(sections) == 13 or scenario is one_step
+    assert len(sections) == 15 or scenario is one_step
     check_page(visit(address), sections)
 
 
@@ -148,3 +152,127 @@ def test_a_served_page_shows_new_steps(browser, tmp_path, monkeypatch):
         finally:
             server.shutdown()
             thread.join()
+
+
+# What the page does for its reader
+
+
+def colour_of(page, selector, name="color"):
+    return page.locator(selector).first.evaluate(f"element => getComputedStyle(element)['{name}']")
+
+
+def lightness(colour):
+    return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+
+def colours(page):
+    """Lightness, 0 to 765, of the page, its text, the text in charts and lines of series that are black on white."""
+    page.evaluate("document.querySelector('.chart svg').innerHTML += '<path id=black stroke=#000000></path>'")
+    seen = [("body", "background-color"), ("body", "color"), (".chart text", "fill"), ("#black", "stroke")]
+    return [lightness(colour_of(page, *where)) for where in seen]
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_charts_and_text_follow_the_colours_of_the_system_and_the_choice_of_the_reader(visit, written):
+    page = visit(written(everything_of_a_run)[0])
+    for scheme, choice, is_dark in (
+        ("light", "", False),
+        ("dark", "", True),
+        ("dark", "light", False),
+        ("light", "dark", True),
+    ):
+        page.emulate_media(color_scheme=scheme)
+        page.locator("#scheme").select_option(choice)
+        paper, *ink = colours(page)
+        assert (paper < 150 and min(ink) > 500) if is_dark else (paper > 700 and max(ink) < 200), (scheme, choice)
+    page.reload()
+    page.wait_for_function(DRAWN, timeout=120_000)
+    assert page.locator("#scheme").input_value() == "dark" and colours(page)[0] < 150, "the choice is remembered"
+
+
+@pytest.mark.parametrize("visit", SIZES, indirect=True)
+def test_the_table_of_contents_stays_in_view_and_marks_the_section(visit, written):
+    address, sections = written(everything_of_a_run)
+    page = visit(address)
+    links = page.locator("nav a")
+    assert links.all_inner_texts() == [section.title for section in sections]
+    page.locator("nav a[href='#waste']").click()
+    page.wait_for_function("document.querySelector('nav a[aria-current]').hash === '#waste'")
+    assert page.locator("nav").evaluate("nav => nav.getBoundingClientRect().top") >= 0
+    assert page.locator("nav a[aria-current='location']").all_inner_texts() == ["Waste"]
+    title, nav, link = (
+        page.locator(name).bounding_box() for name in ("section#waste > h2", "nav", "nav a[href='#waste']")
+    )
+    assert nav["x"] <= link["x"] and link["x"] + link["width"] <= nav["x"] + nav["width"], "the link is in view"
+    is_beside = nav["x"] + nav["width"] <= title["x"]
+    assert is_beside or nav["y"] + nav["height"] <= title["y"], "it hides no title"
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_the_data_of_charts_can_be_downloaded_as_csv(visit, written, tmp_path):
+    address, sections = written(everything_of_a_run)
+    page = visit(address)
+    panels = [panel for section in sections for panel in section.panels]
+    assert page.locator("button[data-of]").count() == len(panels)
+    of_each_kind = {str(panel.chart.to_dict().get("mark")): panel for panel in panels}
+    assert 4 <= len(of_each_kind) <= 10, "Chromium allows a page no more downloads in a row"
+    for panel in of_each_kind.values():
+        with page.expect_download() as started:
+            page.locator(f"button[data-of='{panel.name}-data']").click()
+        assert started.value.suggested_filename == f"{panel.name}.csv"
+        started.value.save_as(tmp_path / "data.csv")
+        rows = list(csv.DictReader((tmp_path / "data.csv").open(encoding="utf-8", newline="")))
+        drawn = panel.chart.to_dict()["data"]["values"]
+        assert [{name: "" if value is None else value for name, value in row.items()} for row in drawn] == [
+            {name: type(row[name])(value) if value else value for name, value in written_row.items()}
+            for row, written_row in zip(drawn, rows, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_cells_of_csv_are_quoted_and_a_spreadsheet_computes_none(visit, tmp_path):
+    names = ['=1+1, "a"', "@x", "-1", "line\rbreak"]
+    points = [{"name": name, "value": value} for name, value in zip(names, (1.5, -2, None, 0), strict=True)]
+    bars = alt.Chart(alt.Data(values=points)).mark_bar().encode(x="name:N", y="value:Q")
+    line_at_zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule().encode(y="zero:Q")
+    chart = alt.layer(line_at_zero, bars)
+    write_page(tmp_path / "page.html", "A page", [Section("a", "A", chart=chart)])
+    page = visit((tmp_path / "page.html").as_uri())
+    with page.expect_download() as started:
+        page.get_by_role("button", name="CSV").click()
+    started.value.save_as(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            *(["name", "value"], ['\'=1+1, "a"', "1.5"], ["'@x", "-2"], ["'-1", ""], [r"line\rbreak", "0"])
+        ]
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_entries_are_opened_filtered_and_stay_open_when_the_page_is_loaded_again(visit, written):
+    page = visit(written(everything_of_a_run)[0])
+    entries = page.locator("section#prompts details")
+    assert entries.count() == 9
+    response = entries.nth(2).locator(".quotes pre").first
+    assert not response.is_visible()
+    entries.nth(2).locator("summary").click()
+    assert response.is_visible()
+    page.reload()
+    page.wait_for_function(DRAWN, timeout=120_000)
+    assert response.is_visible() and not entries.nth(1).locator(".quotes pre").first.is_visible()
+    page.get_by_role("searchbox").fill("MATH 7")
+    assert [entry.is_visible() for entry in entries.all()].count(True) == 1
+    page.get_by_role("searchbox").fill("")
+    assert all(entry.is_visible() for entry in entries.all())
+
+
+def test_no_script_of_others_runs_even_if_it_is_in_the_page(browser, written, tmp_path):
+    """Escaping is tested elsewhere. This is what the security policy adds."""
+    address, _ = written(everything_of_a_run)
+    text = Path(address.removeprefix("file://")).read_text()
+    script = "<script>window.hostile = 1</script><img src=data:, onerror='window.hostile = 1'><main>"
+    (tmp_path / "page.html").write_text(text.replace("<main>", script))
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_function(DRAWN, timeout=120_000)
+    assert page.evaluate("window.hostile") is None
+    page.close()

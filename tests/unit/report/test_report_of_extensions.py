@@ -331,7 +331,8 @@ def test_the_base_names_are_those_that_the_package_uses(tmp_path):
     figures = {figure.name for of in declared for figure in of.step_figures}
     assert set(step_table(read)) - figures == set(BASE_NAMES["figure per step"])
     sections = {of.report.name for of in declared if of.report is not None}
-    shown = {section.name for section in build_sections([read])} - sections
+    other = replace(read, name="other", config={"data.seed": 1})
+    shown = {section.name for section in build_sections([read, other])} - sections
     assert shown == set(BASE_NAMES["report section"]) - {"waiting", "error"}
     scored = LeftGroup(replace(group(MIXED), scores=np.ones(4)), "trained")
     histograms = values_shown(step_records([scored], step=1, attempt=1, alpha=1.0), [scored.group])

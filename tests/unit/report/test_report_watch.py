@@ -54,7 +54,7 @@ def test_the_command_serves_only_this_machine_until_ctrl_c(tmp_path, monkeypatch
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = {}
 
-    def visit_and_press_ctrl_c(runs, port, *, on_start, real=watch.serve):
+    def visit_and_press_ctrl_c(runs, port, *, on_start, distrust, real=watch.serve):
         def visit(url):
             try:
                 seen["page"] = get(url)
@@ -70,7 +70,7 @@ def test_the_command_serves_only_this_machine_until_ctrl_c(tmp_path, monkeypatch
             on_start(url)
             threading.Thread(target=visit, args=(url,)).start()
 
-        real(runs, port, on_start=started)
+        real(runs, port, on_start=started, distrust=distrust)
 
     monkeypatch.setattr(watch, "serve", visit_and_press_ctrl_c)
     try:

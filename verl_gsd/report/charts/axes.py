@@ -41,8 +41,8 @@ def colour_by(field: str, names: Sequence[str], palette: Sequence[str], **symbol
 
 
 def legend(**symbol: Any) -> alt.Legend:
-    """A legend that fits on a phone."""
-    return alt.Legend(columns=2, labelLimit=150, **symbol)
+    """A legend that fits on a phone. Its symbols are not pale where the first layer of a chart is."""
+    return alt.Legend(columns=2, labelLimit=150, symbolOpacity=1, symbolStrokeWidth=2, **symbol)
 
 
 def round_value(value: float) -> float | None:

@@ -1,6 +1,7 @@
 """Charts over steps.
 
-Each run has a colour, and each series a dash pattern. If there is a single run, each series has a colour, too.
+Each run has a colour, and each series a dash pattern. If there is a single run, each series has a colour, too. A line
+of many points is pale, with a smoothed line over it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import altair as alt
 import numpy as np
 
 from verl_gsd.charts import COLOURS
-from verl_gsd.report.chart_data import MAP_COLUMNS, averaged_in_spans
+from verl_gsd.report.chart_data import MAP_COLUMNS, averaged_in_spans, smoothed
 from verl_gsd.report.charts.axes import (
     NUMBER,
     SHARE,
@@ -27,8 +28,9 @@ from verl_gsd.report.charts.axes import (
 from verl_gsd.report.reading import Columns
 
 _DASHES = ([1, 0], [5, 3], [2, 2])
-#: Maximum number of points of a line that are drawn as dots.
-_MAX_DOTS = 40
+#: Maximum number of points of a line that are drawn as dots. A line with more is smoothed.
+MAX_DOTS = 40
+_PALE = 0.45
 
 
 def line_chart(
@@ -38,7 +40,7 @@ def line_chart(
     number_format: str = NUMBER,
     *,
     starts_at_zero: bool = True,
-) -> alt.Chart | None:
+) -> alt.Chart | alt.LayerChart | None:
     """Draw columns of tables as lines over steps. None if no run has a value.
 
     Args:
@@ -52,23 +54,19 @@ def line_chart(
         for label, name in series.items():
             points = averaged_in_spans(table, [name])
             labels = ({"run": run} if len(tables) > 1 else {}) | ({"series": label} if len(series) > 1 else {})
+            is_noisy = len(points["step"]) > MAX_DOTS
+            smooth = smoothed(points["step"], points[name]) if is_noisy else points[name]
             rows += [
-                labels | {"step": round_step(step), "value": round_value(value)}
-                for step, value in zip(points["step"], points[name], strict=True)
+                labels | {"step": round_step(step), "value": round_value(value), "smooth": round_value(mean)}
+                for step, value, mean in zip(points["step"], points[name], smooth, strict=True)
             ]
             max_points = max(max_points, len(points["step"]))
     if not rows:
         return None
-    dots = alt.OverlayMarkDef(size=25 if max_points > 1 else 60) if max_points <= _MAX_DOTS else False
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(color=COLOURS[0], point=dots)
     is_zero = not any(row["value"] for row in rows)  # Vega finds no scale if all values are 0
     scale = alt.Scale(domain=[0, 1]) if is_zero else alt.Scale(zero=starts_at_zero)
-    encodings: dict[str, Any] = {
-        "x": step_axis([row["step"] for row in rows]),
-        "y": alt.Y(
-            "value:Q", title=y, axis=alt.Axis(format=number_format) if number_format else alt.Axis(), scale=scale
-        ),
-    }
+    axis = alt.Axis(format=number_format) if number_format else alt.Axis()
+    encodings: dict[str, Any] = {"x": step_axis([row["step"] for row in rows])}
     if len(tables) > 1:
         encodings["color"] = colour_by_run(tables)
     if len(series) > 1:
@@ -78,9 +76,23 @@ def line_chart(
         )
         if len(tables) == 1:
             encodings["color"] = colour_by("series", list(series), COLOURS, symbolType="stroke", symbolSize=300)
-    if dots:  # without dots, a line has one tooltip, which would show the value of its first step everywhere
-        encodings["tooltip"] = tooltip(tables, series, y, number_format)
-    return chart.encode(**encodings)
+    value, smooth = (alt.Y(f"{field}:Q", title=y, axis=axis, scale=scale) for field in ("value", "smooth"))
+    if max_points > MAX_DOTS:  # without dots, a line has one tooltip, which would show the value of its first step
+        return _smoothed_lines(rows, value, smooth, encodings)
+    for row in rows:
+        del row["smooth"]
+    dots = alt.OverlayMarkDef(size=25 if max_points > 1 else 60)
+    chart = alt.Chart(alt.Data(values=rows)).mark_line(color=COLOURS[0], point=dots)
+    return chart.encode(y=value, tooltip=tooltip(tables, series, y, number_format), **encodings)
+
+
+def _smoothed_lines(
+    rows: list[dict[str, Any]], value: alt.Y, smooth: alt.Y, encodings: Mapping[str, Any]
+) -> alt.LayerChart:
+    """Lines through the values, pale, and smoothed lines over them."""
+    pale = alt.Chart().mark_line(color=COLOURS[0], opacity=_PALE, strokeWidth=1).encode(y=value)
+    strong = alt.Chart().mark_line(color=COLOURS[0]).encode(y=smooth)
+    return alt.layer(pale, strong, data=alt.Data(values=rows)).encode(**encodings)
 
 
 def stacked_chart(table: Columns, series: Mapping[str, tuple[str, str]], y: str) -> alt.Chart | None:
@@ -124,7 +136,7 @@ def stacked_chart(table: Columns, series: Mapping[str, tuple[str, str]], y: str)
 
 
 def heat_map(cells: Columns, y: str) -> alt.Chart:
-    """Draw ``chart_data.sigma_cells``. Cells with more groups are darker.
+    """Draw ``chart_data.sigma_cells``. Cells with more groups have more colour.
 
     Args:
         y: title of the vertical axis.
@@ -138,17 +150,24 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
     ]
     return (
         alt.Chart(alt.Data(values=rows))
-        .mark_rect()
+        .mark_rect(color=COLOURS[0])
         .encode(
             x=step_axis([*cells["low"], *cells["high"]], "low"),
             x2="high:Q",
             y=alt.Y("below:Q", title=y, scale=alt.Scale(nice=False)),
             y2="above:Q",
-            color=alt.Color(
+            # Opacity instead of a range of colours: cells with few groups are near the page's colour, light or dark.
+            opacity=alt.Opacity(
                 "share:Q",
                 title="share of the groups",
-                scale=alt.Scale(type="sqrt", domain=[0, 1], scheme="blues"),
-                legend=alt.Legend(format=SHARE, gradientLength=200, values=[0.05, 0.25, 1]),
+                scale=alt.Scale(type="sqrt", domain=[0, 1], range=[0, 1]),
+                legend=alt.Legend(
+                    format=SHARE,
+                    values=[0.05, 0.25, 1],
+                    symbolType="square",
+                    symbolFillColor=COLOURS[0],
+                    symbolSize=150,
+                ),
             ),
             tooltip=[
                 alt.Tooltip("below:Q", title="sigma from", format=".3f"),

@@ -49,7 +49,7 @@ class _Kinds(NamedTuple):
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The rewards of more than half of the groups, of all or of a data source, give no gradient (``records.is_silent``).
+    """More than half of the groups, of all or of a data source, have rewards without a gradient (``records.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
@@ -99,8 +99,8 @@ def _verdicts_of(kinds: _Kinds) -> str:
         )
     if kinds.equal > 0:
         sentences.append(
-            f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether the "
-            "responses were right, because their data source has no accuracies."
+            f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether "
+            "the responses were right, because their data source has no accuracies."
         )
     return " ".join(sentences)
 

@@ -28,7 +28,7 @@ def _section(declared: ReportSection, views: Views) -> Section | None:
     return section_of_panels(declared.name, declared.title, [declared.text], panels)
 
 
-def _chart(declared: ReportChart, views: Views, needed_by_section: str) -> alt.Chart | None:
+def _chart(declared: ReportChart, views: Views, needed_by_section: str) -> alt.TopLevelMixin | None:
     if declared.hide_zeros and not any(has_nonzero(views, name) for name in declared.lines.values()):
         return None
     tables = step_tables(views, having=[name for name in (needed_by_section, declared.needs) if name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from verl_gsd.charts import Notice, Section, Table
+from verl_gsd.report.charts import MAX_DOTS
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
 from verl_gsd.report.findings.finding import has_every_acc, is_rated, percent
 from verl_gsd.report.findings.policy import figure_of, held_out
@@ -101,7 +102,10 @@ def _too_short(views: Views) -> list[str]:
 def runs_section(views: Views) -> Section:
     """A table with one row per run."""
     header = ("run", "steps", "attempts", "groups", "rollouts", "tokens", "silent", "accuracy of rollouts", "held out")
-    return Section("runs", "Runs", table=Table(header, [_row(name, view) for name, view in views.items()]))
+    table = Table(header, [_row(name, view) for name, view in views.items()])
+    is_smoothed = any(len(view.table["step"]) > MAX_DOTS for view in views.values())
+    text = "In charts over steps, pale lines have the values and strong lines are smoothed."
+    return Section("runs", "Runs", [text] if is_smoothed else [], table=table)
 
 
 def _row(name: str, view: RunView) -> list[str]:

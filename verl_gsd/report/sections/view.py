@@ -53,7 +53,7 @@ def views_with_records(views: Views) -> dict[str, RunView]:
 
 
 def section_of_panels(
-    name: str, title: str, text: Sequence[str], panels: Iterable[tuple[str, str, alt.Chart | None]]
+    name: str, title: str, text: Sequence[str], panels: Iterable[tuple[str, str, alt.TopLevelMixin | None]]
 ) -> Section | None:
     """Build a section from its panels. Panels without a chart are left out; None if none has a chart.
 
