@@ -1,0 +1,33 @@
+"""Question 2: which methods stay stable above their best learning rate?"""
+
+from studies.declaration import Arm, Study, Tuned
+
+#: name -> words, as in ``methods``.
+_METHODS = {
+    "grpo": ("algo=grpo",),
+    "dr_grpo": ("algo=dr_grpo",),
+    "hadw": ("algo=hadw",),
+    "dagrpo_mask": ("algo=dagrpo_mask", "algorithm.gsd.dagrpo.judge.scorer=stub"),
+    "gvpo": ("algo=gvpo",),
+}
+
+STUDY = Study(
+    name="stability",
+    question="At 1, 2, 4 and 8 times its best rate, how often does a method diverge, and how much does it lose?",
+    hypothesis=(
+        "GVPO (section 3) and DaGRPO (section 4) claim more stable updates than GRPO's. Then fewer of their runs "
+        "diverge at 4 and 8 times the best rate, and they lose less accuracy."
+    ),
+    measure=(
+        "The share of runs whose exact accuracy over the last quarter of the tokens is below that before training, and "
+        "the accuracy lost against the method's own best rate."
+    ),
+    spread="",
+    tasks=("arithmetic",),
+    baseline="grpo_x1",
+    arms=tuple(
+        Arm(f"{name}_x{times}", words, Tuned(name, times), against=f"{name}_x1")
+        for name, words in _METHODS.items()
+        for times in (1, 2, 4, 8)
+    ),
+)
