@@ -2,9 +2,10 @@
 
     python benchmarks/alarms.py --runs 300
 
-In a healthy run, the policy never changes. Only chance moves its figures: which prompts a step visits, which responses
-are right, how long they are, and how a gradient's norm scatters. A finding in such a run is a false alarm. The only
-exceptions are findings that state a true fact of the run, such as a share of silent groups above one half.
+In a healthy run, the policy does not change, or it learns steadily. Only chance moves the other figures: which prompts
+a step visits, which responses are right, how long they are, and how a gradient's norm scatters. A finding in such a run
+is a false alarm. The only exceptions are findings that state a true fact of the run, such as a share of silent groups
+above one half.
 
 Each fault changes one thing at a size that matters to a user. Power is the share of such runs with the finding.
 """
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import typer
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from verl_gsd.extension import declarations, load
@@ -51,7 +53,9 @@ class Scenario:
         resumed: whether the run resumes after half of its steps, without the memory of earlier visits.
         signed: whether the verifier returns 1 and -1 as plain numbers, which verl takes for accuracies. The records are
             those of an older version, which left out the groups with a -1 and kept the others.
+        sources: number of data sources among which the prompts are divided equally.
         unrated: whether the verifier returns no ``acc``, so that verl validates the mean reward.
+        learning: what the logit of every prompt's solve rate gains over the run.
     """
 
     law: tuple[float, float] = (1.0, 1.0)
@@ -68,7 +72,9 @@ class Scenario:
     filtered: bool = False
     resumed: bool = False
     signed: bool = False
+    sources: int = 1
     unrated: bool = False
+    learning: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +97,14 @@ HEALTHY = {
     "resumed with a fresh memory": Scenario(law=(0.5, 0.5), prompts=300, resumed=True),
     "verdicts of -1 and 1": Scenario(law=(0.6, 1.4), held_out=100, signed=True),
     "rewards without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, unrated=True),
+    "500 steps per pass": Scenario(law=(0.2, 0.8), prompts=4000, batch=8, steps=1000, held_out=500),
+    "200 steps per pass, adaptive budget": Scenario(
+        law=(0.2, 0.8), prompts=1600, batch=8, steps=400, held_out=500, budget=True
+    ),
+    "8 data sources": Scenario(law=(0.3, 0.3), held_out=500, steps=60, sources=8),
+    "8 data sources without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, steps=60, sources=8, unrated=True),
+    "a policy that learns": Scenario(prompts=1500, learning=2.0, steps=160),
+    "a policy that learns, adaptive budget": Scenario(prompts=1500, learning=2.0, steps=160, budget=True),
 }
 
 
@@ -139,6 +153,7 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
     order = np.concatenate([rng.permutation(scenario.prompts) for _ in range(passes)])[: steps * batch]
     prompt = order.reshape(steps, batch)
     held_out = rng.beta(*scenario.law, scenario.held_out)
+    done, validated = (np.linspace(0, 1, count)[:, None] for count in (steps, scenario.validations))
     responses = batch * scenario.size
     metrics = {
         "actor/grad_norm": 0.2 * np.exp(0.6 * rng.normal(size=steps)),
@@ -166,8 +181,8 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
         rng,
         scenario,
         prompt,
-        rates[prompt],
-        np.broadcast_to(held_out, (scenario.validations, scenario.held_out)).copy(),
+        expit(logit(rates[prompt]) + scenario.learning * done),
+        expit(logit(held_out) + scenario.learning * validated),
         np.zeros((steps, batch), bool),
         np.full(steps, 400.0),
         np.zeros((steps, batch), int),
@@ -279,7 +294,7 @@ def _records(joined: dict[str, np.ndarray], of: Draw) -> pa.Table:
     values: dict[str, Any] = joined | {
         "attempt": np.ones(rows),
         "fate": fate,
-        "data_source": np.full(rows, "maths", dtype=object),
+        "data_source": np.array([f"maths{n}" if n else "maths" for n in of.prompt.ravel() % of.scenario.sources]),
         "index": of.prompt.ravel(),
         "kind": kind,
         "silent": pa.array(unanimous, mask=empty),
@@ -442,8 +457,14 @@ def upper_bound(count: int, runs: int) -> float:
 
 
 def is_true(name: str, scenario: Scenario) -> bool:
-    """Whether a finding states a fact of healthy runs of this kind: most of their groups are silent."""
-    return name == "silent" and min(scenario.law) < 0.6
+    """Whether a finding states a fact of healthy runs of this kind.
+
+    Most of their groups are silent, their budget forgets visits before the prompts return, or its solve rates are
+    outdated because the policy learns.
+    """
+    is_forgetful = scenario.prompts / scenario.batch >= 2 * HALF_LIFE
+    is_outdated = scenario.budget and (is_forgetful or scenario.learning > 0)
+    return (name == "silent" and min(scenario.law) < 0.6) or (name == "wrong_rates" and is_outdated)
 
 
 def table(figures: dict[str, Any]) -> str:

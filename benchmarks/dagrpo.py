@@ -45,6 +45,7 @@ def measure(size: int, case: str, graded: bool, rounds: int) -> tuple[float, flo
     scores[::97] = float("nan")
     columns = {
         "judge_score": scores,
+        "verdict": rewards.double(),
         "judge_failed": scores.isnan(),
         "demonstration": torch.zeros(ROWS, dtype=torch.bool),
     }

@@ -78,6 +78,7 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     from omegaconf import OmegaConf
     from transformers import AutoTokenizer
 
+    from verl_gsd.export.checkpoint import open_checkpoint
     from verl_gsd.export.weights import origins_of, write_model
     from verl_gsd.lab.training.engine import load_model
     from verl_gsd.lab.training.exact import exact_solver
@@ -85,8 +86,8 @@ def exact_of_stack(run: Path, step: int) -> float | None:
     from verl_gsd.lab.training.prompts import held_out_prompts
 
     config: Any = OmegaConf.load(RunDirectory(run).config)
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(checkpoint, Path(folder), "float32", origins_of(OmegaConf.to_container(config), distrust=None))
+    with tempfile.TemporaryDirectory() as folder, open_checkpoint(checkpoint, None) as opened:
+        write_model(opened, Path(folder), "float32", origins_of(OmegaConf.to_container(config), distrust=None))
         model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
         ends = end_tokens(folder)
     prompts = held_out_prompts(config, tokenizer)

@@ -4,7 +4,9 @@
 
 The problems are generated in the style of MATH (``tests/support/math_problems.py``). Training and test problems come
 from the same 74 templates, which is harder than MATH, where most problems have a template of their own. All are
-distinct: a training problem that is found is a false positive. Intervals are Wilson's, at 95%. Times are CPU seconds.
+distinct: a training problem that is found is a false positive. Most of them differ in numbers. ``other_meanings`` are
+test problems with one other sign, bracket, exponent or number word, which should not be found. Intervals are Wilson's,
+at 95%. Times are CPU seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from typing import Annotated, Any
 
 import publishing
 import typer
-from math_problems import TEMPLATES, MathProblem, change_notation, change_word, draw_distinct
+from math_problems import (
+    OTHER_MEANINGS,
+    TEMPLATES,
+    MathProblem,
+    change_meaning,
+    change_notation,
+    change_word,
+    draw_distinct,
+)
 
 from verl_gsd.evaluation.intervals import proportion
 from verl_gsd.preparation.overlap import SHORTEST, OverlapIndex
@@ -46,6 +56,7 @@ def main(
             ("within other text", lambda text: f"Problem 7. {text} Explain each step of what you do."),
         )
     }
+    result["other_meanings"] = {name: _other_meanings(test, name, rng) for name in OTHER_MEANINGS}
     print(result)
     publishing.write(result, output)
 
@@ -70,6 +81,20 @@ def _false_positives(train: list[MathProblem], test: list[MathProblem]) -> dict[
         "rate": [round(value, 6) for value in (found / len(train), interval.low, interval.high)],
         "index_s": round(built - start, 2),
         "search_s": round(seconds, 2),
+    }
+
+
+def _other_meanings(test: list[MathProblem], name: str, rng: random.Random) -> dict[str, Any]:
+    """How many of the problems that one change makes of 4,000 test problems are found among these."""
+    test = test[:4_000]
+    index = _index(test)
+    changed = [other for problem in test if (other := change_meaning(problem.text, name, rng)) is not None]
+    found = sum(index.find(other) is not None for other in changed)
+    interval = proportion(found, len(changed))
+    return {
+        "problems": len(changed),
+        "found": found,
+        "rate": [round(value, 5) for value in (found / len(changed), interval.low, interval.high)],
     }
 
 

@@ -45,27 +45,48 @@ if [[ $(printf '%s\n' 2.59 "${version##* }" | sort -V | head -n 1) != 2.59 ]]; t
   exit 2
 fi
 # Ray makes its session folder writable for everyone. On each node it lies in a folder that only this user can enter.
-# When the node's Ray is up, it writes the cluster's address into that folder, and this prints it.
+# When the head's Ray is up, it has written the cluster's address into that folder and listens at the port of its client
+# server. This then prints the address.
 # shellcheck disable=SC2016 # expanded on the node
-start='folder=$(mktemp -d "/tmp/ray_${SLURM_JOB_ID}_XXXXXX") || exit
-file=$folder/ray/ray_current_cluster
+folder='folder=$(mktemp -d "/tmp/ray_${SLURM_JOB_ID}_XXXXXX") || exit
+'
+# shellcheck disable=SC2016
+start_head=$folder'file=$folder/ray/ray_current_cluster
+port=$1
+shift
+listens() { # whether this user listens at the port; the tables have the local address, the state (0A) and the user
+  cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v end="$(printf ":%04X" "$port")" -v user="$UID" \
+    "substr(\$2, length(\$2) - 4) == end && \$4 == \"0A\" && \$8 == user { found = 1 } END { exit !found }"
+}
 {
-  until [[ -s $file ]]; do [[ -e /proc/$$/exe ]] || exit; sleep 1; done # exe is gone when Ray has ended
+  until [[ -s $file ]] && listens; do [[ -e /proc/$$/exe ]] || exit; sleep 1; done # exe is gone when Ray has ended
   echo "$(<"$file")"
 } &
-exec ray start --temp-dir="$folder/ray" "$@" >&2'
+exec ray start --temp-dir="$folder/ray" --ray-client-server-port="$port" "$@" >&2'
+# shellcheck disable=SC2016
+start_worker=$folder'exec ray start --temp-dir="$folder/ray" "$@" >&2'
 
 # Ray takes free ports (0). Ray sends the token to its own ports when it starts, and another user could already listen at
 # a port that follows from the number of the job. The address has numbers and no name: at another address that the name
 # stands for, another user could still listen at the same port.
-exec {printed}< <(exec srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
-  bash -c "$start" ray --head --port=0 --dashboard-host=0.0.0.0 --dashboard-port=0 --num-gpus="$gpus" --block)
-ray=$!
-trap 'kill "$ray" $(jobs -p) 2>/dev/null || true; wait "$ray" || true; wait' EXIT # srun ends what it started
-if ! read -r -t 300 -u "$printed" address; then
-  echo "slurm.sh: Ray's head on $head did not come up; what it printed is above" >&2
-  exit 1
-fi
+# Ray cannot be asked for a free port of the client server, nor to start without one, and ends if its port is taken. It
+# gets a random one, below those that Linux gives out and above those of Ray's workers, and another one if Ray ends.
+ray=
+trap 'kill $ray $(jobs -p) 2>/dev/null || true; wait $ray || true; wait' EXIT # srun ends what it started
+for attempt in 1 2 3; do
+  exec {printed}< <(exec srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
+    bash -c "$start_head" ray "$((20000 + RANDOM % 12000))" --head --port=0 --dashboard-host=0.0.0.0 --dashboard-port=0 \
+    --dashboard-agent-listen-port=0 --num-gpus="$gpus" --block)
+  ray=$!
+  if read -r -t 300 -u "$printed" address; then
+    break
+  elif (($? > 128 || attempt == 3)); then # it takes too long, or no port helps
+    echo "slurm.sh: Ray's head on $head did not come up; what it printed is above" >&2
+    exit 1
+  fi
+  exec {printed}<&-
+  echo "slurm.sh: Ray's head on $head has ended; starting it again with another port of its client server" >&2
+done
 # Ray's head stays up without a dashboard if that fails. From the root folder, Python imports nothing of other people.
 server=$(cd / && python -c '
 import sys
@@ -78,7 +99,7 @@ print(ray_address_to_api_server_url(sys.argv[1]))' "$address") || {
 echo "slurm.sh: the job server is $server" >&2
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --overlap --exclude="$head" \
-    bash -c "$start" ray --address="$address" --num-gpus="$gpus" --block >/dev/null &
+    bash -c "$start_worker" ray --address="$address" --dashboard-agent-listen-port=0 --num-gpus="$gpus" --block &
 fi
 
 # One job, or one per seed and value of a sweep; it ends when all have ended, with a code other than 0 if one failed.

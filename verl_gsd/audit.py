@@ -330,11 +330,13 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         with_mode = " (to 1 only with loss_agg_mode=seq-mean-token-mean)" if is_dr_grpos else ""
         yield (
             f"algorithm.gsd.alpha={operation.alpha:g} with rewards that may be graded: sigma can then be close to 0, "
-            "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is the "
-            "scale of the rewards of a data source without outliers. Below the floor, a group's weight falls to 0 as "
-            "sigma does. If all rewards of a source are 0 or 1, this has no effect. A penalty above four times the "
-            "difference between right and wrong, for more than 1% of the responses, puts groups of 0 and 1 below the "
-            f"floor. In these cases set algorithm.gsd.alpha to 1 or less{with_mode}, or set "
+            "and advantages would grow without limit. Sigma therefore has a floor of s / (2 sqrt(G)), where s is a "
+            "usual range of the rewards within the groups of a data source. Below the floor, a group's weight falls to "
+            "0 as sigma does. If all rewards of a source are 0 or 1, this has no effect. A penalty above four times "
+            "the difference between right and wrong, in two or more groups of a batch, puts groups of 0 and 1 below "
+            "the floor. If responses differ only by noise, such as a length term, because hardly any of them is right, "
+            "the noise can become the scale. In these cases set algorithm.gsd.alpha to 1 or "
+            f"less{with_mode}, or set "
             "reward.custom_reward_function.path to a function that returns 0 or 1."
         )
     if operation is not None and algorithm.use_kl_in_reward:

@@ -22,6 +22,8 @@ _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(?P<kind>\w+)_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
 #: We list the files of all ranks. More ranks than this would be a damaged file.
 _MOST_RANKS = 100_000
+#: The largest header in bytes of a safetensors file that its library reads.
+_LARGEST_HEADER = 100_000_000
 #: The first bytes of each record of a zip archive.
 _RECORD_SIGNATURE = b"PK\x03\x04"
 
@@ -143,6 +145,8 @@ def _safetensors_size(path: Path) -> int:
         length = int.from_bytes(file.read(8), "little")
         if length > os.fstat(file.fileno()).st_size:
             raise ValueError(f"its header of {length} bytes is larger than the file")
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"its header has {length} bytes, and the format allows {_LARGEST_HEADER}")
         header = parse_json(file.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return 8 + length + max(ends, default=0)

@@ -19,16 +19,17 @@ and 0.83 would have advantages of 14600. So sigma has a floor f, and below it th
     A_i = z_i max(t, f^2 / t)^(1 - alpha),    z_i = (R_i - mu) / t,    t = sigma + eps,    f = s / (2 sqrt(G)) + eps
 
 if alpha > 1. z is the advantage of alpha = 1, and s is the scale of the rewards of the prompt's data source
-(``reward_scale``). The factor of z is largest at the floor, f^(1 - alpha), and falls to 0 as sigma approaches 0: a
-group whose rewards differ only by noise has no weight. It is continuous in sigma, and in alpha at 1. For eps = 0, no
-advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
+(``reward_scale``), a usual range of the rewards within its groups. The factor of z is largest at the floor,
+f^(1 - alpha), and falls to 0 as sigma approaches 0: a group whose rewards differ only by noise has no weight. The
+factor is continuous in sigma, and in alpha at 1. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
 
 How this differs from the paper:
 - The paper defines the operations. That one exponent covers all of them is our reading.
 - The defaults are ddof = 1 and eps = 1e-6, as in verl's GRPO. The paper has ddof = 0 and eps = 0. With ddof = 1 a
   group's gradient is multiplied by ((G-1)/G)^(alpha/2).
 - The floor for alpha > 1 is ours. If a data source has two different rewards, such as 0 and 1 or -1 and 1, all its
-  sigmas are above it (unless the two differ by less than a fourteenth of their size). It has no effect for alpha <= 1.
+  sigmas are above it. The exceptions are two rewards that differ by less than a fortieth of their size, and a second
+  source whose scale is more than ten times as large. The floor has no effect for alpha <= 1.
 - A unanimous group gets exactly 0 for every alpha and eps. A group of one has no baseline and gets 0.
 """
 
@@ -39,10 +40,14 @@ import torch
 from verl_gsd.dial_settings import check_dial_settings
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_extremes, group_stats
 
-#: One of so many rewards of a data source, at either end, may be an outlier for ``reward_scale``.
-_REWARDS_PER_OUTLIER = 100
-#: A group disagrees clearly if its range is at least the range of its source's rewards divided by this number.
+#: A group disagrees clearly if its range is at least the largest range that is no outlier, divided by this number.
 _CLEAR = 5
+#: Of so many mixed groups or more, the one with the largest range may be an outlier.
+_GROUPS_WITH_OUTLIER = 8
+#: The scale is at least the usual range of any other source divided by this number.
+_OTHER_SOURCES = 10
+#: The scale is at least the level of a source's rewards divided by this number.
+_LEVEL = 30
 
 
 def dial_advantage(
@@ -88,52 +93,54 @@ def centre(rewards: torch.Tensor, stats: GroupStats) -> torch.Tensor:
 def reward_scale(rewards: torch.Tensor, stats: GroupStats, source: torch.Tensor | None = None) -> torch.Tensor:
     """s, the scale of the rewards (N,) of a data source, for each row: (N,) float64, 0 in rows of no group.
 
-    Of the N rewards of a source, the floor(N / 100) smallest and as many of the largest may be outliers. With R_max and
-    R_min the largest and the smallest of the others, and D = R_max - R_min,
+    The range of a group is its largest reward minus its smallest. Let R be the second largest range of a source's mixed
+    groups, or the largest if fewer than 8 of them are mixed. A group disagrees clearly if its range is at least R / 5.
+    u is the lower quartile of the ranges of these groups, and s is the largest of
 
-        s = max(D / 5, |R_max| / 10, |R_min| / 10, the lower quartile of the ranges of groups that disagree clearly)
+        u          a usual range of the source
+        u' / 10    for the u' of every other source in the batch
+        L / 30     L is the largest |R_i| that all responses of some group of two or more reach
 
-    - A group disagrees clearly if it is mixed and its range is at least D / 5. Groups of nearly equal rewards therefore
-      do not set the scale, however many they are.
-    - The quartile is a range within groups, which sigma is compared with. Prompts may differ more than responses do. A
-      penalty that makes some ranges larger does not set it either: with rewards of 0 and 1, and -2 for a few responses,
-      s is 1 if a quarter of the clear groups have no penalty, and these groups are above the floor.
-    - Without D / 5 and the tenths, a source of nearly equal rewards would have a scale near 0.
-    - Sources do not share a scale, because the points of one are no measure of the verdicts of another.
+    - Only ranges within groups count, because sigma is compared with s. Prompts may differ more than responses do.
+    - Groups of nearly equal rewards do not set u, however many they are, if two groups disagree clearly.
+    - The largest range does not set u, because it can be an outlier: a single reward of -100 changes no other group.
+    - A penalty that makes some ranges larger does not set u: with rewards of 0 and 1, and down to -4 for a few
+      responses, u is 1 if a quarter of the clear groups have no penalty.
+    - Sources do not share a scale, because the points of one are no measure of the verdicts of another. But if one of
+      them differs by more than 10 times as much, the other may differ by noise alone, and u' / 10 limits its weight.
+    - L / 30 limits the weight of a source whose rewards are all nearly equal.
 
-    If all rewards of a source are multiplied by c > 0, so is s.
+    Limit: if no other source has a scale, the rewards are close to 0, and fewer than two of the mixed groups (8 or
+    more) differ by a verdict, then the noise in the others is taken for the scale.
+
+    If all rewards of a batch are multiplied by c > 0, so is s.
 
     Args:
         source: (N,) int64, the number of each row's data source, the same for all rows of a group. None: all rows are
             of one source.
     """
-    counted = torch.nonzero(stats.group >= 0).flatten()
-    value, member = rewards[counted].double(), stats.group[counted]
-    low, high = group_extremes(value, member, len(stats.size))
-    spread, mixed = high - low, ~stats.unanimous
-    of_row = torch.zeros_like(member) if source is None else source[counted]
-    scale = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
-    for one in of_row.unique():
-        rows = of_row == one
-        groups = torch.zeros_like(mixed).index_fill(0, member[rows], True)
-        scale[counted[rows]] = _scale(value[rows], spread[groups & mixed])
-    return scale
+    counted = stats.group >= 0
+    value, member, n_groups = rewards[counted].double(), stats.group[counted], len(stats.size)
+    low, high = group_extremes(value, member, n_groups)
+    level = group_extremes(value.abs(), member, n_groups)[0].masked_fill(stats.size < 2, 0)
+    of_group = torch.zeros_like(stats.size) if source is None else _per_group(source, stats)
+    sources = [of_group == one for one in of_group.unique()]
+    mixed, ranges = ~stats.unanimous, high - low
+    usual = [_usual_range(ranges[groups & mixed]) for groups in sources]
+    scale = torch.zeros_like(low)
+    for groups, own in zip(sources, usual, strict=True):
+        scale[groups] = max(own, max(usual) / _OTHER_SOURCES, float(level[groups].max()) / _LEVEL)
+    return stats.per_row(scale)
 
 
-def _scale(rewards: torch.Tensor, ranges: torch.Tensor) -> float:
-    """``reward_scale`` of one source.
-
-    Args:
-        rewards: (n,) float64, n >= 1.
-        ranges: of the source's mixed groups; may be empty.
-    """
-    outliers = len(rewards) // _REWARDS_PER_OUTLIER
-    ordered = rewards.sort().values
-    smallest, largest = float(ordered[outliers]), float(ordered[-1 - outliers])
-    least = (largest - smallest) / _CLEAR
-    clear = ranges[ranges >= least].sort().values
-    quartile = float(clear[(len(clear) - 1) // 4]) if len(clear) else 0.0
-    return max(least, abs(largest) / 10, abs(smallest) / 10, quartile)
+def _usual_range(ranges: torch.Tensor) -> float:
+    """u of ``reward_scale``, of the ranges of a source's mixed groups; 0 if there are none."""
+    if not len(ranges):
+        return 0.0
+    ordered = ranges.sort().values
+    largest = ordered[-2] if len(ordered) >= _GROUPS_WITH_OUTLIER else ordered[-1]
+    clear = ordered[ordered >= largest / _CLEAR]
+    return float(clear[(len(clear) - 1) // 4])
 
 
 def sigma_floor(stats: GroupStats, scale: torch.Tensor) -> torch.Tensor:

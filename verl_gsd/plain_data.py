@@ -12,6 +12,8 @@ from verl_gsd.regular_files import read_regular
 
 #: Files of runs are nested about 8 levels deep. Much deeper ones would end our recursive functions.
 _DEEPEST = 100
+#: In bytes. A config of verl has about 30 KB. Parsing 1 MB of YAML takes some seconds.
+_LARGEST_YAML = 2 << 20
 
 
 def read_yaml(path: Path, *, within: Path) -> Any:
@@ -40,8 +42,10 @@ def parse_yaml(content: bytes) -> Any:
     an entry that contains itself.
 
     Raises:
-        ValueError: the text is not valid YAML, has an alias, or is nested too deeply.
+        ValueError: the text is not valid YAML, has an alias, is nested too deeply, or is too large.
     """
+    if len(content) > _LARGEST_YAML:
+        raise ValueError(f"it is larger than {_LARGEST_YAML:,} bytes")
     text = content.decode("utf-8")
     try:
         _check_structure(text)

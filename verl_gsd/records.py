@@ -113,9 +113,8 @@ def step_records(
         for values, values_of_nonempty in ((mean, stats.mean), (std, stats.std), (unanimous, stats.unanimous)):
             values[sizes > 0] = values_of_nonempty.numpy()
         if alpha is not None and not kl_in_reward:
-            # The update's scale of a source is that of the groups that were trained on. The others have their own.
-            source = group_numbers([(entry.group.data_source, entry.fate == "trained") for entry in left], len(left))
-            scale = dial.reward_scale(rewards, stats, source.repeat_interleave(torch.from_numpy(sizes)))
+            trained = np.array([entry.fate == "trained" for entry in left], dtype=bool)
+            scale = _reward_scale(groups, rewards, trained)
             gain[sizes > 0] = dial.gain_of_sigma(stats, alpha=alpha, scale=scale).numpy()
     unrated = {*unrated, *unrated_sources(groups)}
     accuracies = [valid_accuracies(group, unrated) for group in groups]
@@ -161,6 +160,25 @@ def step_records(
     }
     table = pa.table(arrays | _extension_arrays([entry.extension_values for entry in left]))
     return table.replace_schema_metadata(schema().metadata)
+
+
+def _reward_scale(groups: Sequence[Group], rewards: torch.Tensor, trained: np.ndarray) -> torch.Tensor:
+    """``dial.reward_scale`` of all groups' rewards (N,): (N,) float64.
+
+    The update's scale is that of the groups that were trained on. The other groups have their own.
+
+    Args:
+        trained: (n_groups,) bool.
+    """
+    number: np.ndarray = np.repeat(np.arange(len(groups)), [len(group.rewards) for group in groups])
+    source = group_numbers([group.data_source for group in groups], len(groups))[number]
+    scale = torch.zeros(len(rewards), dtype=torch.float64)
+    for of_fate in (trained[number], ~trained[number]):
+        if of_fate.any():
+            rows = torch.from_numpy(of_fate)
+            stats = group_stats(rewards[rows], number[of_fate])
+            scale[rows] = dial.reward_scale(rewards[rows], stats, source[rows])
+    return scale
 
 
 def _extension_arrays(values_of_groups: Sequence[Mapping[str, RecordValue]]) -> dict[str, pa.Array]:

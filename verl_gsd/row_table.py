@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_gsd.regular_files import open_regular
 from verl_gsd.writing import atomic_write
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -102,25 +104,28 @@ def read_row_table(path: Path) -> RowTable:
             return RowTable(path, table.column_names, table)
     rows = list(stream_rows(path))
     if path.suffix == ".csv":
-        with _open_text(path) as lines:
+        with path.open("rb") as content, _as_text(content) as lines:
             return RowTable(path, _header(lines), rows)
     return RowTable(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
-def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+def stream_rows(path: Path, *, within: Path | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of such a file one by one, for files that do not fit into memory.
 
+    Args:
+        within: as for ``open_regular``.
+
     Raises:
-        ValueError: as ``read_row_table``, when the invalid row is reached.
+        ValueError: as ``read_row_table``, when the invalid row is reached; or a link leads out of ``within``.
     """
-    with _errors_name(path):
+    with _errors_name(path), _open(path, within) as content:
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(content) as file:
                 _check_unique(path, file.schema_arrow.names)
                 for batch in file.iter_batches(1024):
                     yield from batch.to_pylist()
             return
-        with _open_text(path) as lines:
+        with _as_text(content) as lines:
             yield from _lines(path, lines) if path.suffix == ".jsonl" else _csv_rows(path, lines)
 
 
@@ -135,8 +140,12 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _open_text(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")
+def _open(path: Path, within: Path | None) -> BinaryIO:
+    return path.open("rb") if within is None else open_regular(path, within=within)
+
+
+def _as_text(content: BinaryIO) -> TextIO:
+    return TextIOWrapper(content, encoding="utf-8-sig", newline="")
 
 
 def _lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

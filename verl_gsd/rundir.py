@@ -24,7 +24,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from verl_gsd.checkpoints import step_of, whole_checkpoints
 from verl_gsd.plain_data import parse_json, read_yaml
-from verl_gsd.regular_files import open_regular
+from verl_gsd.regular_files import lines_of, open_regular
 from verl_gsd.scalars import is_number, is_whole
 
 #: A metric that verl logs with every training step, but not with the validation before the first step.
@@ -49,6 +49,9 @@ HELD_OUT = re.compile(r"val-core/(?P<source>.+)/(?P<figure>acc|reward)/mean@(?P<
 
 #: Larger numbers are no steps. Programs that read JSON with doubles represent integers exactly up to this one.
 LARGEST_STEP = 2**53
+
+#: A file with a step has no more bytes than this.
+_LONGEST_MARKER = 64
 
 #: The end of the path of a rehearsal's run.
 _REHEARSED = "-rehearsal/run"
@@ -157,11 +160,13 @@ class RunDirectory:
         return self.marker.is_file() and self._marked_step() is None
 
     def _marked_step(self) -> int | None:
+        with open_regular(self.marker) as file:
+            content = file.read(_LONGEST_MARKER + 1)
         try:
-            step = int(self.marker.read_bytes())
+            step = int(content)
         except ValueError:
             return None
-        return step if is_step(step) else None
+        return step if is_step(step) and len(content) <= _LONGEST_MARKER else None
 
 
 def is_step(value: Any) -> TypeGuard[int]:
@@ -188,13 +193,13 @@ class MetricsReader:
 
         Raises:
             ValueError: a line cannot be parsed, and damaged ones are not skipped. The next call continues after it.
-            OSError: the file cannot be read, or a link leads to a file outside RUN.
+            OSError: the file cannot be read, a line is too long, or a link leads to a file outside RUN.
         """
         if not self._path.is_file():
             return
-        with open_regular(self._path, within=self._path.parents[1]) as lines:
-            lines.seek(self._offset)
-            for line in lines:
+        with open_regular(self._path, within=self._path.parents[1]) as file:
+            file.seek(self._offset)
+            for line in lines_of(file):
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)

@@ -30,6 +30,8 @@ from verl_gsd.writing import atomic_folder
 
 VERSION = 1
 FOLDER = "gsd"
+#: The largest file of a state that is read, in bytes. A full store of responses takes 1.25 GiB.
+_LARGEST = 8 << 30
 
 #: What the user can do if the state in a checkpoint cannot be used.
 REMEDY = "Set algorithm.gsd.state=fresh to resume with its weights and an empty state."
@@ -129,7 +131,7 @@ def remove_rotated_states(run: RunDirectory, saved: Sequence[int], keep: int | N
 def saved_torch_version(checkpoint: Path) -> str | None:
     """The version of torch that wrote ``checkpoint``; None if there is no state, or it does not name a version."""
     try:
-        content = parse_json(read_regular(checkpoint / FOLDER / "state.json", within=checkpoint))
+        content = parse_json(read_regular(checkpoint / FOLDER / "state.json", within=checkpoint, limit=_LARGEST))
     except (OSError, ValueError):
         return None
     torch = content.get("torch") if isinstance(content, dict) else None
@@ -218,8 +220,8 @@ def restore_state(checkpoint: Path, memories: Mapping[str, Memory], settings: Ma
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        content = parse_json(read_regular(folder / "state.json"))
-        packed = read_regular(folder / "arrays.safetensors")
+        content = parse_json(read_regular(folder / "state.json", limit=_LARGEST))
+        packed = read_regular(folder / "arrays.safetensors", limit=_LARGEST)
     except (OSError, ValueError) as error:
         raise DamagedStateError(f"{folder}: the state is damaged ({error})") from error
     kinds = {"version": int, "settings": dict, "values": dict, "arrays_sha256": str}

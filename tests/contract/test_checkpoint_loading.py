@@ -4,6 +4,8 @@ import contextlib
 import os
 import pickle
 import random
+import re
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from verl_gsd.python_commands import code_command
 from verl_gsd.run.messages import MessageWriter, read_messages
 from verl_gsd.trainer import checkpoint_loading
 from verl_gsd.trainer.checkpoint_loading import UnsafeCheckpointError, weights_only
@@ -99,6 +102,101 @@ def test_nothing_in_a_shard_runs(manager, tmp_path, kind, harmful):
     ):
         manager.load_checkpoint(str(tmp_path))
     assert not owned.exists()
+
+
+class Made:
+    """A file with this object calls ``function``, and gives ``state`` to the result if there is one."""
+
+    def __init__(self, function, arguments, *state):
+        self.made = (function, arguments, *state)
+
+    def __reduce__(self):
+        return self.made
+
+
+CREATE = np.zeros(1, np.uint32).__reduce__()[0]
+POINTERS = b"\x41" * 16
+
+
+def saved_type(name="u4", subtype=None, flags=0):
+    return Made(np.dtype, (name, False, True), (3, "<", subtype, None, None, -1, -1, flags))
+
+
+def array(*state, arguments=(np.ndarray, (0,), b"b")):
+    return Made(CREATE, arguments, state)
+
+
+#: An array of 2 objects, whose addresses are in the file. The flags say that it has numbers.
+OBJECTS = Made(np.ndarray, ((), saved_type(subtype=(Made(np.dtype, ("O8", False, True)), (2,))), POINTERS))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        saved_type(subtype=("u4", (2,))),
+        saved_type(flags=63),
+        saved_type("i8"),
+        Made(np.dtype, ("O8", False, True)),
+        Made(np.dtype, ({"names": ["a"], "formats": ["u4"]},)),
+        Made(np.ndarray, ((2,), saved_type(), POINTERS)),
+        Made(np.ndarray, ((2,),)),
+        array(1, (4,), saved_type("O8"), False, POINTERS),
+        array(1, (2, 2), saved_type(), False, POINTERS),
+        array(1, (5,), saved_type(), False, POINTERS),
+        array(1, (-4,), saved_type(), False, POINTERS),
+        array(1, (4,), saved_type(), True, POINTERS),
+        array(1, (4,), Made(np.dtype, ("u4", False, True)), False, POINTERS),
+        array(1, (4,), saved_type(), False, [1, 2, 3, 4]),
+        array(1, (4,), saved_type(), False, POINTERS, arguments=(np.dtype, (0,), b"b")),
+        array(1, (4,), saved_type(), False, POINTERS, arguments=()),
+        Made(CREATE, (np.ndarray, (0,), b"b"), {"shape": (4,)}),
+    ],
+)
+def test_a_file_makes_numpy_create_nothing_but_rows_of_uint32(tmp_path, value):
+    torch.save({"w": value}, tmp_path / "file.pt")
+    message = r"checkpoint: .*\((numpy\.ndarray|a numpy (array|type)) "
+    with pytest.raises(UnsafeCheckpointError, match=message), weights_only("checkpoint"):
+        torch.load(tmp_path / "file.pt", weights_only=False)
+
+
+def test_numbers_of_a_file_are_not_taken_for_addresses(tmp_path):
+    """In a process of its own, which numpy's own functions end with a segmentation fault."""
+    torch.save({"w": Made(np.ndarray, (OBJECTS, saved_type()))}, tmp_path / "file.pt")
+    code = (
+        "import torch\nfrom verl_gsd.trainer.checkpoint_loading import weights_only\n"
+        f"with weights_only('checkpoint'): torch.load({str(tmp_path / 'file.pt')!r}, weights_only=False)"
+    )
+    done = subprocess.run(code_command(code), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "UnsafeCheckpointError: checkpoint: " in done.stderr, (done.returncode, done.stderr)
+
+
+def test_memory_of_an_array_is_not_replaced(tmp_path):
+    """Something else in the file may refer to it."""
+    state = (1, (4,), saved_type(), False, POINTERS)
+    again = Made(CREATE, (np.ndarray, (0,), b"b"), state)
+    torch.save({"w": again}, tmp_path / "file.pt")
+    with weights_only("checkpoint"):
+        loaded = torch.load(tmp_path / "file.pt", weights_only=False)["w"]
+    assert isinstance(loaded, np.ndarray) and loaded.tolist() == [0x41414141] * 4
+    kind = checkpoint_loading._SavedType("u4", False, True)
+    kind.__setstate__((3, "<", None, None, None, -1, -1, 0))
+    with pytest.raises(ValueError, match="unknown state"):
+        loaded.__setstate__((1, (4,), kind, False, POINTERS))
+
+
+@pytest.mark.parametrize("module", ["core", "_core"])
+def test_random_states_of_numpy_1_and_2_are_loaded(tmp_path, module):
+    """They write the name of one function differently. The old format of torch keeps it in plain text."""
+    torch.save(np.random.get_state(), tmp_path / "file.pt", _use_new_zipfile_serialization=False)
+    content, name = (tmp_path / "file.pt").read_bytes(), f"numpy.{module}.multiarray".encode()
+    changed = re.sub(rb"numpy\._?core\.multiarray", name, content)
+    assert name in changed
+    (tmp_path / "file.pt").write_bytes(changed)
+    with weights_only("checkpoint"):
+        state = torch.load(tmp_path / "file.pt", weights_only=False)
+    expected = np.random.rand()
+    np.random.set_state(state)
+    assert np.random.rand() == expected
 
 
 @pytest.mark.parametrize("value", ["1", "y", "YES", "true"])

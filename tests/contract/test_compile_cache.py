@@ -1,5 +1,6 @@
 """torch's compiler keeps code in the folder that ``compile_cache`` takes, also in a run that ``main_ppo`` starts."""
 
+import importlib.util
 import json
 import os
 import stat
@@ -72,3 +73,11 @@ def test_a_process_that_imports_verl_does_not_use_the_folder_of_another_user(bas
     found = folders_of_verl(base)
     folder = Path(found["folder"])
     assert folder != taken and not folder.is_relative_to(base) and not found["precompiles"]
+
+
+def test_vllm_still_builds_its_allocator_in_the_folder_for_temporary_files():
+    """If this fails, the check of it may be needed no more."""
+    origin = importlib.util.find_spec("vllm").submodule_search_locations[0]
+    source = (Path(origin) / "distributed/device_communicators/pynccl_allocator.py").read_text()
+    assert "out_dir = tempfile.gettempdir()" in source and "build_directory=out_dir" in source
+    assert f"envs.{compile_cache.ALLOCATOR}" in source

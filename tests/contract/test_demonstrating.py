@@ -56,6 +56,7 @@ def worker(running_queue, compose_fast, tiny_task):
         *(f"actor_rollout_ref.model.path={tiny_task}/model", "reward.custom_reward_function.name=compute_score"),
     )
     actor = ray.remote(RewardLoopWorker).options(num_cpus=0).remote(config, None)
+    ray.get(actor.__ray_ready__.remote())  # it imports for long on a busy machine, and an answer may take 60 s only
     yield actor
     ray.kill(actor)
 

@@ -24,6 +24,7 @@ from ray.job_submission import JobSubmissionClient
 from running import verl_gsd
 from typer.testing import CliRunner
 
+from verl_gsd import listeners
 from verl_gsd.cli.main import app
 from verl_gsd.jobs import cluster
 from verl_gsd.jobs.following import ConnectionLostError, follow
@@ -220,6 +221,22 @@ def test_nothing_is_sent_to_another_user_who_takes_the_port_between_the_check_an
                 request()
             with server.accept()[0] as connection:
                 assert connection.recv(1) == b"", "it was closed, and nothing was sent"
+
+
+@as_root
+def test_nothing_is_sent_over_a_connection_at_whose_address_nobody_listens(monkeypatch):
+    """The kernel shows root for some connections that it accepts for a user, who can close the listener afterwards."""
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    with token_server(0) as (address, tokens):
+        client = cluster.connect(address)
+        tokens.clear()
+        monkeypatch.setattr(cluster, "_check_listener", lambda _: None)  # the server ended after the check
+        monkeypatch.setattr(listeners, "users_of_connection", lambda *_: {0})
+        monkeypatch.setattr(listeners, "listening_users", lambda *_: set())
+        with pytest.raises(OSError, match="no process listens"):
+            client.list_jobs()
+        assert not tokens
 
 
 class ProxyStub(BaseHTTPRequestHandler):

@@ -66,7 +66,7 @@ def gradient(of, division, loss_mode, mode, factor=None, norm=9):
         silent = in_silent_group(of["row"], LABELS, is_response)
         tokens = of["response_mask"].sum(dim=1)
         of_workers = [[row for rows in worker for row in rows] for worker in division]
-        counts = sum(unit_counts(silent[rows], tokens[rows]) for rows in of_workers)
+        counts = sum(unit_counts(silent[rows], tokens[rows], torch.ones(len(rows))) for rows in of_workers)
         factor = scale(counts, divided_by(loss_mode, mode))
     info = {"dp_size": len(division), "batch_num_tokens": int(of["response_mask"].sum())}
     config = actor(loss_mode, **info, global_batch_size=ROWS, loss_scale_factor=norm)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_gsd.evaluation.answers import read_answers
 from verl_gsd.evaluation.vllm_job import EnginePlan, GenerationJob, GenerationTask, generate, missing_parts
+from verl_gsd.export.checkpoint import open_checkpoint
 from verl_gsd.export.weights import Origins, write_adapter, write_model
 
 LORA = ("actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora_alpha=8")
@@ -29,8 +30,9 @@ def exported(tiny_task, tmp_path_factory, compose_fast, engine_workers):
     (folder / "run" / "latest_checkpointed_iteration.txt").write_text("1")
     for name in ("model", "adapter"):
         (folder / name).mkdir()
-    write_model(checkpoint, folder / "model", "float32", Origins())
-    write_adapter(checkpoint, folder / "adapter", "float32", Origins(), str(tiny_task / "model"))
+    with open_checkpoint(checkpoint, None) as opened:
+        write_model(opened, folder / "model", "float32", Origins())
+        write_adapter(opened, folder / "adapter", "float32", Origins(), str(tiny_task / "model"))
     return SimpleNamespace(folder=folder, base=tiny_task / "model")
 
 

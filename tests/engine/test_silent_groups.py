@@ -124,6 +124,7 @@ def case(config, rows, workers, mini):
             "ref_log_prob": row["ref"].float(),
             "advantages": torch.full((len(row["response"]),), row["advantage"]),
             "in_silent_group": torch.tensor(row["silent"]),
+            "response_weight": torch.tensor(1.0, dtype=torch.float64),
         }
         for row in (rows[at] for at in order)
     ]

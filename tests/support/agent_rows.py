@@ -24,7 +24,7 @@ class WrittenSeam(Seam):
     """The run's seam, which also writes down what it is told.
 
     Args:
-        key_of: uid -> the prompt of a visit whose rollouts nobody requested.
+        key_of: uid -> the prompt of a visit whose rollouts nobody requested. It counts as one of ``group_size``.
 
     Attributes:
         whole: groups, each time they were seen to be whole.
@@ -34,9 +34,10 @@ class WrittenSeam(Seam):
 
     def __init__(self, extensions, services, *, key_of, group_size):
         super().__init__(extensions, services.prompts, services.rows, group_size)
-        self.key_of, self.whole, self.fates, self.gone = key_of, [], [], {}
+        self.key_of, self.size, self.whole, self.fates, self.gone = key_of, group_size, [], [], {}
 
     def prompt_of(self, uid):
+        self._requested.setdefault(uid, self.size)
         return self._prompt_of.setdefault(uid, self.key_of(uid))
 
     def on_groups_complete(self, groups):

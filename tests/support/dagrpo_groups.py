@@ -28,13 +28,15 @@ class Row:
     score: float
     demonstration: bool = False
     failed: bool = False
+    verdict: float = NAN
 
 
-def group(rewards, scores=None, demonstrations=0):
+def group(rewards, scores=None, demonstrations=0, verdicts=None):
     rewards = np.array(rewards, np.float64)
+    verdicts = rewards if verdicts is None else np.array(verdicts, np.float64)
     scores = None if scores is None else np.array(scores, np.float64)
     tokens = np.ones(len(rewards), np.int64)
-    return Group(f"uid{next(UIDS)}", "math", 0, rewards, rewards, tokens, (), scores, demonstrations)
+    return Group(f"uid{next(UIDS)}", "math", 0, rewards, verdicts, tokens, (), scores, demonstrations)
 
 
 def batch_of(*groups):
@@ -45,7 +47,9 @@ def batch_of(*groups):
         for place in range(own):
             score = NAN if of.scores is None else float(of.scores[place])
             members.append(Member(of, place))
-            rows.append(Row(label, float(of.rewards[place]), score, failed=of.scores is not None and math.isnan(score)))
+            failed = of.scores is not None and math.isnan(score)
+            verdict = float(of.accuracies[place])
+            rows.append(Row(label, float(of.rewards[place]), score, failed=failed, verdict=verdict))
         for _ in range(of.demonstrations):
             members.append(Member(of, None))
             rows.append(Row(label, 1.0, NAN, demonstration=True))
@@ -118,6 +122,15 @@ def groups_of(draw, reward=graded, demonstrated=True):
     rewards = draw(st.lists(reward, min_size=size, max_size=size))
     scores = draw(st.one_of(st.none(), st.lists(score, min_size=size, max_size=size)))
     return group(rewards, scores, draw(st.integers(0, size - 1)) if demonstrated else 0)
+
+
+@st.composite
+def shaped_groups(draw):
+    """Groups whose rewards are a verdict and a penalty, which can make rewards equal and turn their order around."""
+    verdicts = draw(st.lists(binary, min_size=1, max_size=5))
+    penalties = draw(st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.0]), min_size=len(verdicts), max_size=len(verdicts)))
+    scores = draw(st.lists(score, min_size=len(verdicts), max_size=len(verdicts)))
+    return group(np.subtract(verdicts, penalties), scores, verdicts=verdicts)
 
 
 batches = st.lists(groups_of(), min_size=1, max_size=4)

@@ -5,7 +5,9 @@ alone make no other problem. As in MATH, several templates differ in one word (s
 """
 
 import random
+import re
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 
 #: ``{a}`` to ``{f}`` are numbers, ``{who}`` is a name and ``{thing}`` a plural noun.
@@ -118,6 +120,7 @@ TEMPLATES = (
     r"Suppose that $w$ and $z$ are complex numbers with $wz = {a} - {b}i$ and $|w| = {c}$. What is $|z|$?",
 )
 NAMES = ("Ann", "Bela", "Carlos", "Dina", "Emil", "Fatima", "Goran", "Hana", "Ivan", "June")
+NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 THINGS = ("apples", "pencils", "stamps", "marbles", "tickets", "cookies", "books", "coins")
 
 
@@ -150,25 +153,58 @@ def draw_distinct(count: int, seed: int) -> list[MathProblem]:
 
 
 def change_word(text: str, rng: random.Random) -> str:
-    """The problem with one of its words of letters in another word's place, outside of formulas and LaTeX."""
+    """The problem with another word in the place of one that is no number, outside of formulas and LaTeX."""
     pieces = text.split(" ")
     depth, places = 0, []
     for place, piece in enumerate(pieces):
-        if not depth and piece.isalpha() and len(piece) > 1:
+        if not depth and piece.isalpha() and len(piece) > 1 and piece not in (*NUMBER_WORDS, "first"):
             places.append(place)
         depth ^= piece.replace(r"\$", "").count("$") % 2
     place = rng.choice(places)
     return " ".join([*pieces[:place], "changed", *pieces[place + 1 :]])
 
 
+def _exchange(pairs: dict[str, str]) -> Callable[[re.Match], str]:
+    return lambda match: pairs[match[0]]
+
+
+#: Changes that make another problem: what is changed, and into what.
+OTHER_MEANINGS: dict[str, tuple[str, str | Callable[[re.Match], str]]] = {
+    "+ and -": (r" [+-] ", _exchange({" + ": " - ", " - ": " + "})),
+    "< and >": (r" [<>] ", _exchange({" < ": " > ", " > ": " < "})),
+    "product and sum": (r" (?:\\times|\+) ", _exchange({r" \times ": " + ", " + ": r" \times "})),
+    "sign of an exponent": (r"\^([23])", r"^{-\1}"),
+    "exponent and index": (r"\^([23])", r"_\1"),
+    "sign of a number": (r"= (\d)", r"= -\1"),
+    "brackets": (r"(\d)x ([+-]) (\d+)", r"\1(x \2 \3)"),
+    "number word": (
+        rf"\b(?:{'|'.join(NUMBER_WORDS)})\b",
+        _exchange(dict(zip(NUMBER_WORDS, [*NUMBER_WORDS[1:], "eight"], strict=True))),
+    ),
+}
+
+
+def change_meaning(text: str, name: str, rng: random.Random) -> str | None:
+    """The problem with one change of ``OTHER_MEANINGS``; None if it has no place for it."""
+    pattern, other = OTHER_MEANINGS[name]
+    places = list(re.finditer(pattern, text))
+    if not places:
+        return None
+    place = rng.choice(places)
+    return text[: place.start()] + (other(place) if callable(other) else place.expand(other)) + text[place.end() :]
+
+
 def change_notation(text: str, rng: random.Random) -> str:
-    r"""The problem with other spaces in its formulas, ``\displaystyle``, and other fractions."""
+    r"""The problem with other spaces, signs of products and minus, fractions, and ``\displaystyle`` in its formulas."""
     formulas = text.replace(r"\$", "\0").split("$")
     for place in range(1, len(formulas), 2):
         formula = formulas[place].replace(r"\dfrac", r"\tfrac").replace(r"\frac", r"\dfrac")
         spaced = "".join(
             f"{sign} " if sign.isdigit() and not following.isdigit() else sign
             for sign, following in zip(formula, formula[1:] + " ", strict=True)
+        )
+        spaced = spaced.replace(r"\times", rng.choice((r"\cdot", "*", "×"))).replace(
+            "-", rng.choice(("-", "\N{MINUS SIGN}"))
         )
         formulas[place] = rng.choice((r"\displaystyle ", "")) + spaced.replace(" + ", "+").replace(" = ", "=")
     return "$".join(formulas).replace("\0", r"\$")

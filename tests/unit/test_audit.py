@@ -131,6 +131,12 @@ def test_no_group_is_silent_with_a_kl_penalty_in_the_reward(audited):
     assert "trained on" in line and "gain 0" not in line and "left_out" not in line
 
 
+def test_a_denominator_under_a_budget_is_said_to_count_every_prompt_alike(audited):
+    words = ("algo=grpo", "silent_groups=left_out", "data.dataloader_num_workers=0")
+    assert "counts n / the prompt's rollouts" in unanimous(audited, *words, "budget=adaptive")
+    assert "counts n / the prompt's rollouts" not in unanimous(audited, *words)
+
+
 def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
     seen = audited("algo=dapo", "silent_groups=left_out")
     assert "removed and replaced" in "\n".join(seen.lines())

@@ -16,18 +16,26 @@ rewards = st.sampled_from([0.0, 1.0]) | st.floats(-10, 10, width=32).map(lambda 
 batches = st.lists(st.tuples(st.integers(0, 4), rewards), min_size=1, max_size=40)
 
 
-def reference_scale(rows):
-    """Of (label, reward) per response: a usual range of the groups that disagree clearly, with two lower bounds."""
-    values = sorted(reward for _, reward in rows)
-    dropped = len(values) // 100
-    low, *_, high = [*values[dropped : len(values) - dropped], values[-1 - dropped]]
+def usual_range(rows):
+    """The lower quartile of the ranges of groups that disagree clearly. With 8 groups, one range may be an outlier."""
     groups = {}
     for label, reward in rows:
         groups.setdefault(label, []).append(reward)
     ranges = sorted(max(group) - min(group) for group in groups.values() if max(group) > min(group))
-    clear = [spread for spread in ranges if spread >= (high - low) / 5]
-    usual = clear[(len(clear) - 1) // 4] if clear else 0.0
-    return max((high - low) / 5, abs(high) / 10, abs(low) / 10, usual)
+    if not ranges:
+        return 0.0
+    largest = ranges[-2] if len(ranges) >= 8 else ranges[-1]
+    clear = [spread for spread in ranges if spread >= largest / 5]
+    return clear[(len(clear) - 1) // 4]
+
+
+def reference_scale(rows, *others):
+    """Of (label, reward) per response: a usual range, with lower bounds by other sources and by the size of rewards."""
+    groups = {}
+    for label, reward in rows:
+        groups.setdefault(label, []).append(abs(reward))
+    level = max((min(group) for group in groups.values() if len(group) > 1), default=0.0)
+    return max(usual_range(rows), level / 30, *(usual_range(other) / 10 for other in others), 0.0)
 
 
 def reference(rows, alpha, ddof, eps):
@@ -247,7 +255,7 @@ def test_rewards_times_c_have_advantages_times_c_to_the_1_minus_alpha(rows, fact
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(("values", "scale"), [([0.0, 1.0], 1.0), ([3.0, 3.0], 0.3), ([0.0, 0.0], 0.0), ([5.0], 0.5)])
+@pytest.mark.parametrize(("values", "scale"), [([0.0, 1.0], 1.0), ([3.0, 3.0], 0.1), ([0.0, 0.0], 0.0), ([5.0], 0.0)])
 def test_the_scale_of_the_smallest_batches(values, scale):
     rewards = torch.tensor(values)
     got = reward_scale(rewards, group_stats(rewards, [0] * len(values)))
@@ -316,18 +324,113 @@ def test_a_penalty_for_a_few_responses_changes_no_other_group(penalty, size, alp
     assert elsewhere.sum() >= 64 and torch.equal(together, alone)
 
 
-@given(st.floats(1.01, 3), st.sampled_from([10.0, 0.01, 100.0]), st.randoms(use_true_random=True))
-def test_data_sources_do_not_share_a_scale(alpha, unit, random):
-    """The advantages of each source are those that it has alone, whatever the rewards of the other source are."""
-    groups = [[random.random() * (unit if number % 2 else 1.0) for _ in range(4)] for number in range(12)]
+@given(st.floats(1.01, 3), st.sampled_from([1.0, 10.0, 0.01, 100.0]), st.randoms(use_true_random=True))
+def test_a_data_source_has_the_scale_that_it_has_alone_and_at_least_a_tenth_of_that_of_another(alpha, unit, random):
+    groups = [[random.random() * (unit if number % 2 else 1.0) for _ in range(4)] for number in range(24)]
     groups[0] = [1.0, 0.0, 0.0, 0.0]
     values = torch.tensor(groups, dtype=torch.float64).flatten()
-    labels = torch.arange(12).repeat_interleave(4)
+    labels = torch.arange(24).repeat_interleave(4)
     source, gsd = labels % 2, {"alpha": alpha, "ddof": 1, "eps": 1e-6}
+    scale = reward_scale(values, group_stats(values, labels), source)
     together = chain.advantages(values, labels, gsd, columns={chain.SOURCE: source})
+    rows = [
+        [(number, value) for number, group in enumerate(groups) if number % 2 == one for value in group]
+        for one in (0, 1)
+    ]
     for one in (0, 1):
-        alone = dial_advantage(values[source == one], labels[source == one], **gsd)
-        assert torch.equal(together[source == one], alone)
+        alone = reference_scale(rows[one])
+        (own,) = set(scale[source == one].tolist())
+        assert own == pytest.approx(max(alone, usual_range(rows[1 - one]) / 10), rel=1e-12)
+        if own == alone:
+            expected = dial_advantage(values[source == one], labels[source == one], **gsd)
+            torch.testing.assert_close(together[source == one], expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+def test_points_of_0_to_10_change_nothing_in_a_source_of_0_and_1(alpha):
+    values, labels = half_right()
+    points = torch.randint(0, 11, (1024,), generator=torch.Generator().manual_seed(5)).float()
+    source = torch.arange(2).repeat_interleave(1024)
+    both = chain.advantages(
+        torch.cat([values, points]),
+        [*labels, *(label + 128 for label in labels)],
+        {"alpha": alpha, "ddof": 1, "eps": 1e-6},
+        columns={chain.SOURCE: source},
+    )
+    assert torch.equal(both[:1024], dial_advantage(values, labels, alpha=alpha))
+
+
+def hard_source(right, term, seed=6):
+    """128 groups of 8 with ``right`` responses of 1, each in its own group; the others are 0. All have a term added.
+
+    The rewards, (1024,), and whether each row's group has a right response.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    verdicts = torch.zeros(128, 8, dtype=torch.float64)
+    verdicts[torch.randperm(128, generator=generator)[:right], 0] = 1
+    noise = term * torch.rand(128, 8, generator=generator, dtype=torch.float64)
+    return (verdicts + noise).flatten(), verdicts.any(dim=1).repeat_interleave(8)
+
+
+LABELS = [number for number in range(128) for _ in range(8)]
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("right", [2, 3, 4, 8, 10, 11])
+@pytest.mark.parametrize("term", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize(("factor", "shift"), [(1, 0), (2, -1), (-1, 1)])
+def test_noise_does_not_set_the_scale_of_a_source_with_few_right_responses(right, term, factor, shift, alpha):
+    """Nor of one with few wrong responses (factor -1). Noise had all of the update, with advantages of 11000."""
+    values, has_right = hard_source(right, term)
+    values = factor * values + shift
+    before, after = (dial_advantage(values, LABELS, alpha=one).abs() for one in (1.0, alpha))
+    assert after[has_right].sum() / after.sum() > before[has_right].sum() / before.sum()
+    hardest = dial_advantage(abs(factor) * torch.tensor([1.0] + [0.0] * 7), [0] * 8, alpha=alpha).abs().max()
+    assert after.max() < 1.05 * hardest
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("right", [0, 1, 2])
+@pytest.mark.parametrize("term", [1e-4, 1e-3])
+def test_noise_in_a_hard_source_has_no_larger_part_than_at_alpha_1_beside_an_ordinary_source(right, term, alpha):
+    ordinary, labels = half_right()
+    hard, has_right = (rows[-128:] for rows in hard_source(0, term))
+    hard[: right * 8 : 8] += 1
+    has_right[: right * 8] = True
+    values, source = torch.cat([ordinary.double(), hard]), torch.arange(1152) // 1024
+    noise = torch.cat([torch.zeros(1024, dtype=torch.bool), ~has_right])
+    rows = [*labels, *(row // 8 + 128 for row in range(128))]
+    before, after = (
+        chain.advantages(values, rows, {"alpha": one, "ddof": 1, "eps": 1e-6}, columns={chain.SOURCE: source}).abs()
+        for one in (1.0, alpha)
+    )
+    assert after[noise].sum() / after.sum() < before[noise].sum() / before.sum()
+    assert after.max() < 1.05 * after[~noise].max()
+
+
+@pytest.mark.parametrize("passed", [1e-4, 0.01])
+def test_a_single_graded_response_does_not_set_the_scale_of_an_unsolved_source(passed):
+    """Three responses pass all tests, one passes a few, and all others none."""
+    values, has_right = hard_source(3, 0.0)
+    wrong = int(torch.nonzero(~has_right)[0])
+    values[wrong] = passed
+    advantages = dial_advantage(values, LABELS, alpha=2.0).abs()
+    assert advantages[has_right].sum() > 0.98 * advantages.sum()
+
+
+@pytest.mark.parametrize("between", [0.0, 5.0, 20.0])
+def test_groups_have_equal_gains_for_alpha_2_however_much_prompts_differ(between):
+    """Scores of a reward model: prompts differ by ``between``, and responses to a prompt by 1."""
+    generator = torch.Generator().manual_seed(7)
+    means = between * torch.randn(128, 1, generator=generator, dtype=torch.float64)
+    widths = torch.exp(0.4 * torch.randn(128, 1, generator=generator, dtype=torch.float64))
+    values = (means + widths * torch.randn(128, 8, generator=generator, dtype=torch.float64)).flatten()
+    stats = group_stats(values, LABELS)
+    scale = reward_scale(values, stats)
+    gain = gain_of_sigma(stats, alpha=2.0, scale=scale)
+    low, high = (stats.std <= stats.std.quantile(0.25)), (stats.std >= stats.std.quantile(0.75))
+    assert 1 <= gain[high].mean() / gain[low].mean() < 1.5
+    assert floor_metrics(stats, alpha=2.0, ddof=1, scale=scale)["dial/floor/groups"] < 16
 
 
 def test_rows_of_no_group_have_no_source_and_no_scale():

@@ -66,6 +66,7 @@ def test_figures_of_a_group(alpha):
         **{"std": pytest.approx(sigma), "gain": pytest.approx(sigma ** (2 - alpha))},
         **{"hadw_anchor": None, "hadw_factor_right": None, "hadw_factor_wrong": None, "demonstrations": 0},
         **{"dagrpo_pairs": None, "dagrpo_pairs_kept": None, "dagrpo_pairs_contradicted": None},
+        "dagrpo_pairs_shaped": None,
         **{"judge_failed": None, "judge_score": None, "asked": None, "silent_predicted": None},
         **{"unverified": None, "failed_rewards": 0, "distinct_answers": None, "partial": 0.0, "answers": None},
         **{"earlier": 0, "mass": None},
@@ -369,7 +370,7 @@ def test_columns_that_an_older_version_did_not_write_are_null(tmp_path):
 
 
 #: Columns that version 7 added.
-_NEW = ("partial", "answers", "earlier", "mass")
+_NEW = ("dagrpo_pairs_shaped", "partial", "answers", "earlier", "mass")
 
 
 @pytest.mark.parametrize("run", ["dagrpo", "grpo", "gvpo_whole", "hadw_dapo"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from verl_gsd.python_commands import code_command
-from verl_gsd.regular_files import open_regular, read_regular
+from verl_gsd.regular_files import SMALL, lines_of, open_regular, read_regular
 
 
 def test_a_file_is_read_also_through_a_link(tmp_path):
@@ -78,6 +78,29 @@ def test_a_link_that_is_changed_after_the_file_is_open_hides_nothing(tmp_path, m
     monkeypatch.setattr(os, "open", stub_that_changes_the_link)
     with pytest.raises(OSError, match="a link leads out"):
         read_regular(link, within=tmp_path / "run")
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    """It takes no space on the disk. Reading hundreds of gigabytes would fill the memory."""
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, SMALL + 1)
+    with pytest.raises(OSError, match="larger than 67,108,864 bytes"):
+        read_regular(path)
+    path.write_bytes(b"12345")
+    assert read_regular(path, limit=5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(path, limit=4)
+
+
+def test_lines_are_read_up_to_one_that_is_too_long(tmp_path):
+    (tmp_path / "file").write_bytes(b"ab\ncd\ne")
+    with open_regular(tmp_path / "file") as file:
+        assert list(lines_of(file, limit=3)) == [b"ab\n", b"cd\n", b"e"]
+    with open_regular(tmp_path / "file") as file:
+        lines = lines_of(file, limit=2)
+        with pytest.raises(OSError, match="a line is longer than 2 bytes"):
+            next(lines)
 
 
 REFUSED = "it is not a regular file"

@@ -59,6 +59,8 @@ def export(
     transformers_logging.disable_progress_bar()
     try:
         checkpoint = find_checkpoint(checkpoint)
+        # Once, so that it is one and the same run that is examined and read.
+        checkpoint = checkpoint.parent.resolve() / checkpoint.name
         shard_paths(checkpoint)
         check_target(folder)
         api = HfApi()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,9 @@ def sentences(
         "changes the policy."
     )
     messages.append(
-        f"Train with data.train_files={path} actor_rollout_ref.rollout.n={group_size} in trainer mode gsd_sync (or "
-        "verl's sync) without algorithm.filter_groups. In other modes the batch consists of the groups that finish "
-        "first."
+        f"Train with {shlex.quote(f'data.train_files={path}')} actor_rollout_ref.rollout.n={group_size} in trainer "
+        "mode gsd_sync (or verl's sync) without algorithm.filter_groups. In other modes the batch consists of the "
+        "groups that finish first."
     )
     messages.append(
         "A prompt with more rollouts has a larger weight in the update. budget=adaptive, which allocates rollouts "

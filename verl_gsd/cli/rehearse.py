@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +33,65 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
         config: the resolved config. Its run directory names the rehearsal's folder.
     """
     from verl_gsd.errors import ConfigError
+    from verl_gsd.rundir import rehearsal_folder
+
+    try:
+        with _new_folder(rehearsal_folder(Path(config.trainer.default_local_dir)), line.trust is not None) as folder:
+            _rehearse_in(folder, line, composed, config)
+    except ConfigError as error:
+        fail(str(error))
+
+
+@contextmanager
+def _new_folder(folder: Path, trusted: bool) -> Iterator[Path]:
+    """Create the rehearsal's folder for this user alone. It is removed at the end if nothing was written to it.
+
+    Creating it answers whether its name is free: between a look and a later write, another user could put a link there.
+
+    Args:
+        folder: its name without symbolic links.
+        trusted: whether others may write there, because of ``trust=``.
+
+    Raises:
+        ConfigError: the name is taken, or another user could replace the folder.
+    """
+    from verl_gsd.errors import ConfigError
+    from verl_gsd.run.trust import check_folder
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ConfigError(
+            f"{folder} exists, so that an earlier rehearsal is there. Remove the folder, or set "
+            "trainer.default_local_dir to another one."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be created: {error.strerror}. Set trainer.default_local_dir to a folder in which you "
+            "can write."
+        ) from error
+    try:
+        real = folder.resolve() if trusted else check_folder(folder)
+        if real != folder:
+            raise ConfigError(
+                f"trainer.default_local_dir: {folder} leads through a symbolic link that was not there before. Set the "
+                "key to a folder where only you can write."
+            )
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _rehearse_in(folder: Path, line: Line, composed: DictConfig, config: DictConfig) -> None:
+    from verl_gsd.errors import ConfigError
     from verl_gsd.run.launch import RunFailedError
     from verl_gsd.run.messages import RunStoppedError
     from verl_gsd.run.rehearsal.failures import explain
     from verl_gsd.run.rehearsal.report import Findings, next_lines
-    from verl_gsd.rundir import rehearsal_folder
 
     findings = Findings()
-    folder = rehearsal_folder(Path(config.trainer.default_local_dir))
-    if folder.exists():
-        fail(
-            f"{folder} exists, so that an earlier rehearsal is there. Remove the folder, or set "
-            "trainer.default_local_dir to another one."
-        )
     try:
         _rehearse(line, composed, config, folder, findings)
     except KeyboardInterrupt:
@@ -56,7 +102,7 @@ def rehearse(line: Line, composed: DictConfig, config: DictConfig) -> None:
         findings.wrong.append(explain(str(error), config))
     for text in findings.lines():
         _print(text)
-    if folder.is_dir():
+    if any(folder.iterdir()):
         _write_report(findings, folder)
         _print(f"logs, data and checkpoints of the rehearsal: {folder}")
     if findings.wrong:

@@ -230,6 +230,7 @@ def _chosen_checkpoint(line: Line) -> Path | None:
 def _line_to_resume(line: Line) -> Line:
     """Return the stored command line of the run to resume, with the new words as further overrides."""
     from verl_gsd.errors import ConfigError
+    from verl_gsd.run.code_paths import check_stored_model
     from verl_gsd.run.compose import parse_line
     from verl_gsd.run.kept_settings import settings_of_state
     from verl_gsd.run.own_data import sizes_of_run
@@ -259,6 +260,7 @@ def _line_to_resume(line: Line) -> Line:
     one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
     stored = [word for word in stored if not one_time.match(word)]
     with _naming(run.overrides):
+        check_stored_model(stored, line)
         started = parse_line([*stored, f"resume={run.path}"])
     if run.config.is_file():
         content = _stored_config(run)

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from verl_gsd.export.checkpoint import check_in_run, check_not_rehearsal, file_identities, shard_paths
+from verl_gsd.export.checkpoint import check_not_rehearsal, file_identities, open_checkpoint, shard_paths
 from verl_gsd.export.weights import origins_of, write_model
 from verl_gsd.plain_data import parse_json
 from verl_gsd.regular_files import read_regular
@@ -37,6 +37,8 @@ def merge(checkpoint: Path, target: Path) -> None:
         ValueError: the run's config cannot be read.
         OSError: the disk is full, or the process may not write there.
     """
+    # Once, so that it is one and the same run that is examined and read.
+    checkpoint = checkpoint.parent.resolve() / checkpoint.name
     shards = shard_files(checkpoint)
     with suppress(OSError, ValueError):  # missing or damaged: merge again
         if parse_json(read_regular(target / SOURCE_FILE, within=target)) == shards:
@@ -45,7 +47,6 @@ def merge(checkpoint: Path, target: Path) -> None:
     config = run.read_yaml(run.config)
     check_not_rehearsal(checkpoint, config)
     reason = distrust(run)
-    check_in_run(checkpoint, reason)
-    with atomic_folder(target) as building:
-        write_model(checkpoint, building, _DTYPE, origins_of(config, distrust=reason))
+    with open_checkpoint(checkpoint, reason) as opened, atomic_folder(target) as building:
+        write_model(opened, building, _DTYPE, origins_of(config, distrust=reason))
         (building / SOURCE_FILE).write_text(json.dumps(shards), encoding="utf-8")

@@ -1,20 +1,29 @@
-"""Finds the policy in a verl checkpoint, RUN/global_step_N, and checks that it is complete, without reading weights."""
+"""Finds the policy in a verl checkpoint, RUN/global_step_N, and checks that it is complete, without reading weights.
+
+Opens it so that nothing outside it is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from verl_gsd.checkpoints import step_of, world_size
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
+from verl_gsd.regular_files import open_regular, place_of, read_limited
 from verl_gsd.rundir import RunDirectory, is_rehearsal
 from verl_gsd.state import saved_torch_version
 
-#: verl writes this file next to the shards if they have LoRA adapters: rank, alpha and task type.
-LORA_FILE = "lora_train_meta.json"
+#: verl writes this file of a checkpoint if its policy has LoRA adapters: rank, alpha and task type.
+LORA_FILE = "actor/lora_train_meta.json"
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -35,11 +44,6 @@ def find_checkpoint(path: Path) -> Path:
             "number of steps"
         )
     return run.checkpoint(step)
-
-
-def has_lora(checkpoint: Path) -> bool:
-    """Whether the policy in RUN/global_step_N has LoRA adapters."""
-    return (checkpoint / "actor" / LORA_FILE).is_file()
 
 
 def shard_paths(checkpoint: Path) -> list[Path]:
@@ -77,43 +81,103 @@ def shard_paths(checkpoint: Path) -> list[Path]:
     for file in [*files, actor / "huggingface" / "config.json"]:
         if not file.is_file() or not file.stat().st_size:
             raise ConfigError(f"{file}: it is missing or empty, so the checkpoint is incomplete")
-        check_inside(file, checkpoint)
     return files
 
 
-def check_inside(path: Path, checkpoint: Path) -> None:
-    """Check that no symbolic link leads from ``path`` in a checkpoint to a place outside it.
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """RUN/global_step_N as an open folder. It stays the same folder, whatever its name leads to later.
 
-    Whoever made the checkpoint could link to private files of the user who exports it, for example other weights. They
-    would become part of the exported model.
+    Whoever made the checkpoint could link from it to private files of the user who exports it, for example to other
+    weights, which would become part of the exported model. Such a link may also appear after a check. So each file is
+    opened once by way of this folder, the kernel tells where the open file is, and it is read as it was opened.
 
-    Raises:
-        ConfigError: a link leads outside.
+    Attributes:
+        path: its name, for messages.
+        descriptor: of the open folder.
     """
-    if not (real := path.resolve()).is_relative_to(checkpoint.resolve()):
-        raise ConfigError(
-            f"{path}: a link leads to {real}, outside the checkpoint. It was not read. If the checkpoint is yours, "
-            "replace the link by what it leads to"
-        )
+
+    path: Path
+    descriptor: int
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the regular file ``name``, a path in the checkpoint.
+
+        Raises:
+            ConfigError: a link leads from there out of the checkpoint.
+            OSError: it cannot be opened, or is not a regular file.
+        """
+        with ExitStack() as closing:
+            file = closing.enter_context(open_regular(name, folder=self.descriptor))
+            self._check_inside(name, file.fileno())
+            closing.pop_all()
+            return file
+
+    def read(self, name: str) -> bytes:
+        """The content of the small file ``name``, a path in the checkpoint.
+
+        Raises:
+            ConfigError: a link leads from there out of the checkpoint.
+            OSError: it cannot be read, is not a regular file, or is too large.
+        """
+        with self.open(name) as file:
+            return read_limited(file)
+
+    @contextmanager
+    def folder(self, name: str) -> Iterator[int]:
+        """Open the folder ``name``, a path in the checkpoint. Yields its descriptor.
+
+        Raises:
+            ConfigError: a link leads from there out of the checkpoint.
+            OSError: it cannot be opened, or is not a folder.
+        """
+        descriptor = os.open(name, _FOLDER, dir_fd=self.descriptor)
+        try:
+            self._check_inside(name, descriptor)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder ``name``, a path in the checkpoint."""
+        return os.access(name, os.F_OK, dir_fd=self.descriptor)
+
+    def _check_inside(self, name: str, descriptor: int) -> None:
+        if not (place := place_of(descriptor)).is_relative_to(place_of(self.descriptor)):
+            raise ConfigError(
+                f"{self.path / name}: a link leads to {place}, outside the checkpoint. It was not read. If the "
+                "checkpoint is yours, replace the link by what it leads to"
+            )
 
 
-def check_in_run(checkpoint: Path, distrust: str | None) -> None:
-    """Check that RUN/global_step_N is no link out of RUN, if somebody else may have made the run.
+@contextmanager
+def open_checkpoint(checkpoint: Path, distrust: str | None) -> Iterator[OpenCheckpoint]:
+    """Open RUN/global_step_N.
 
-    The link could lead to a checkpoint of the user who exports it. In the user's own runs, it may lead to another disk.
+    If somebody else may have made the run, RUN/global_step_N must not be a link out of RUN. It could lead to a
+    checkpoint of the user who exports it. In the user's own runs, it may lead to another disk.
 
     Args:
         distrust: as in ``weights.Origins``.
 
     Raises:
-        ConfigError: it is such a link.
+        ConfigError: it is such a link, or it cannot be opened.
     """
-    if distrust is None or (real := checkpoint.resolve()).is_relative_to(checkpoint.parent.resolve()):
-        return
-    raise ConfigError(
-        f"{checkpoint}: a link leads to {real}, outside the run, and {distrust}. It was not read. Use {real}, if "
-        "that is the checkpoint that you want"
-    )
+    with ExitStack() as closing:
+        try:
+            run = os.open(checkpoint.parent, _FOLDER)
+            closing.callback(os.close, run)
+            descriptor = os.open(checkpoint.name, _FOLDER, dir_fd=run)
+            closing.callback(os.close, descriptor)
+        except OSError as error:
+            raise ConfigError(f"{checkpoint}: cannot be opened: {error.strerror}") from error
+        place = place_of(descriptor)
+        if distrust is not None and not place.is_relative_to(place_of(run)):
+            raise ConfigError(
+                f"{checkpoint}: a link leads to {place}, outside the run, and {distrust}. It was not read. Use {place}"
+                ", if that is the checkpoint that you want"
+            )
+        yield OpenCheckpoint(checkpoint, descriptor)
 
 
 def check_torch(checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ from verl_gsd.checkpoints import step_of
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
-from verl_gsd.export.checkpoint import check_in_run, check_not_rehearsal
+from verl_gsd.export.checkpoint import check_not_rehearsal, open_checkpoint
 from verl_gsd.export.weights import architecture_of, origins_of, write_adapter, write_model
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
@@ -64,15 +64,14 @@ def export(
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")
-    check_in_run(checkpoint, distrust)
     base_name = card.base_name(base or value_at(config, "actor_rollout_ref.model.path"))
     origins = origins_of(config, distrust=distrust, base=base)
-    with atomic_folder(folder, replace=False) as building:
+    with open_checkpoint(checkpoint, distrust) as opened, atomic_folder(folder, replace=False) as building:
         if adapter:
-            write_adapter(checkpoint, building, dtype, origins, base_name or "unknown")
+            write_adapter(opened, building, dtype, origins, base_name or "unknown")
         else:
-            write_model(checkpoint, building, dtype, origins)
-        architecture, parameters = architecture_of(checkpoint)
+            write_model(opened, building, dtype, origins)
+        architecture, parameters = architecture_of(opened)
         is_followed = distrust is None
         facts = card.CardFacts(
             step,

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from verl_gsd.console import without_messages
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
-from verl_gsd.export.checkpoint import LORA_FILE, check_inside, check_torch, has_lora, shard_paths
+from verl_gsd.export.checkpoint import LORA_FILE, OpenCheckpoint, check_torch, shard_paths
 from verl_gsd.plain_data import parse_json
-from verl_gsd.regular_files import open_regular, read_regular
+from verl_gsd.regular_files import open_regular, opened_again
 from verl_gsd.trainer.checkpoint_loading import unsafe_name
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 _BASE, _ADAPTER = "actor_rollout_ref.model.path", "actor_rollout_ref.model.lora_adapter_path"
 #: PEFT's prefix of the base model's names.
 _PEFT_PREFIX = "base_model.model."
+#: In a checkpoint: the model's config, tokenizer, chat template and generation config.
+_HUGGINGFACE = "actor/huggingface"
+_CONFIG = f"{_HUGGINGFACE}/config.json"
 #: Files in actor/huggingface that are written again from the weights.
 _REPLACED = ("config.json", "model*.safetensors*", "pytorch_model*")
 #: What to do about a file that cannot be copied from actor/huggingface.
@@ -71,7 +75,7 @@ def origins_of(config: Any, *, distrust: str | None, base: str | None = None) ->
     return Origins(base or named, adapter, distrust, base is not None)
 
 
-def write_model(checkpoint: Path, folder: Path, dtype: str, origins: Origins) -> None:
+def write_model(checkpoint: OpenCheckpoint, folder: Path, dtype: str, origins: Origins) -> None:
     """Write the policy of RUN/global_step_N as a Hugging Face model. LoRA adapters are merged into their base.
 
     Args:
@@ -85,12 +89,12 @@ def write_model(checkpoint: Path, folder: Path, dtype: str, origins: Origins) ->
         OSError: the disk is full, or the process may not write there.
     """
     weights, model = _read(checkpoint)
-    if has_lora(checkpoint):
+    if checkpoint.has(LORA_FILE):
         if _only_adapters(weights):
-            model = _base_model(checkpoint, type(model), origins)
+            model = _base_model(checkpoint.path, type(model), origins)
         model = _merge_adapters(_load_adapters(checkpoint, model, weights, origins), dtype)
     else:
-        _load(checkpoint, model, {name: _round(name, weight, dtype) for name, weight in weights.items()})
+        _load(checkpoint.path, model, {name: _round(name, weight, dtype) for name, weight in weights.items()})
         model.tie_weights()
     for name, parameter in model.named_parameters():
         parameter.data = _round(name, parameter.data, dtype)
@@ -98,7 +102,7 @@ def write_model(checkpoint: Path, folder: Path, dtype: str, origins: Origins) ->
     _copy_tokenizer(checkpoint, folder)
 
 
-def write_adapter(checkpoint: Path, folder: Path, dtype: str, origins: Origins, base: str) -> None:
+def write_adapter(checkpoint: OpenCheckpoint, folder: Path, dtype: str, origins: Origins, base: str) -> None:
     """Write the LoRA adapter of RUN/global_step_N as a PEFT adapter, with the tokenizer and the chat template.
 
     Args:
@@ -109,8 +113,8 @@ def write_adapter(checkpoint: Path, folder: Path, dtype: str, origins: Origins, 
         ConfigError: the checkpoint has no adapter; or see ``write_model``.
         OSError: the disk is full, or the process may not write there.
     """
-    if not has_lora(checkpoint):
-        raise ConfigError(f"--adapter: {checkpoint} was not trained with LoRA. Remove --adapter")
+    if not checkpoint.has(LORA_FILE):
+        raise ConfigError(f"--adapter: {checkpoint.path} was not trained with LoRA. Remove --adapter")
     weights, model = _read(checkpoint)
     adapters = {name: weight for name, weight in weights.items() if "lora_" in name}
     peft_model = _load_adapters(checkpoint, model, adapters, origins)
@@ -124,7 +128,7 @@ def write_adapter(checkpoint: Path, folder: Path, dtype: str, origins: Origins, 
     _copy_tokenizer(checkpoint, folder)
 
 
-def architecture_of(checkpoint: Path) -> tuple[str, int]:
+def architecture_of(checkpoint: OpenCheckpoint) -> tuple[str, int]:
     """The class of the policy in RUN/global_step_N in transformers, and its number of parameters, without adapters.
 
     Raises:
@@ -134,26 +138,28 @@ def architecture_of(checkpoint: Path) -> tuple[str, int]:
     return type(model).__name__, model.num_parameters()
 
 
-def _read(checkpoint: Path) -> tuple[dict[str, torch.Tensor], Any]:
+def _read(checkpoint: OpenCheckpoint) -> tuple[dict[str, torch.Tensor], Any]:
     """The checkpoint's weights by name, as verl stored them, and its model without weights."""
-    files = shard_paths(checkpoint)
-    check_torch(checkpoint)
+    files = shard_paths(checkpoint.path)
+    check_torch(checkpoint.path)
     model = _model_without_weights(checkpoint)
-    ranks = [_load_shard(file) for file in files]
+    ranks = [_load_shard(checkpoint, file) for file in files]
     names = sorted(ranks[0])
     for file, rank in zip(files, ranks, strict=True):
         if sorted(rank) != names:
             raise ConfigError(f"{file}: it has other weights than {files[0].name}, so the checkpoint is damaged")
-    return {name: _whole(checkpoint, name, [rank[name] for rank in ranks]) for name in names}, model
+    return {name: _whole(checkpoint.path, name, [rank[name] for rank in ranks]) for name in names}, model
 
 
-def _load_shard(file: Path) -> Mapping[str, Any]:
+def _load_shard(checkpoint: OpenCheckpoint, file: Path) -> Mapping[str, Any]:
     import torch
     import torch.distributed.tensor  # registers DTensor and its parts as types that may be loaded
 
     try:
-        with without_messages("torch.distributed.device_mesh"):
-            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        with without_messages("torch.distributed.device_mesh"), checkpoint.open(f"actor/{file.name}") as shard:
+            return torch.load(opened_again(shard.fileno()), map_location="cpu", mmap=True, weights_only=True)
+    except ConfigError:
+        raise
     except Exception as error:  # a damaged file may raise anything
         if (name := unsafe_name(error)) is not None:
             raise ConfigError(
@@ -198,22 +204,28 @@ def _whole(checkpoint: Path, name: str, shards: Sequence[Any]) -> torch.Tensor:
     return whole
 
 
-def _model_without_weights(checkpoint: Path) -> Any:
+def _model_without_weights(checkpoint: OpenCheckpoint) -> Any:
     """The model of the checkpoint's config on torch's device ``meta``."""
     import torch
     import transformers
 
-    folder = checkpoint / "actor" / "huggingface"
+    file = checkpoint.path / _CONFIG
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with TemporaryDirectory() as folder:
+            # transformers opens files by name, also others that the config names.
+            Path(folder, "config.json").write_bytes(checkpoint.read(_CONFIG))
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.name_or_path = str(file.parent)
+    except ConfigError:
+        raise
     except Exception as error:  # a damaged file may raise anything
-        raise ConfigError(f"{folder / 'config.json'}: cannot be read as a model's config: {error}") from error
+        raise ConfigError(f"{file}: cannot be read as a model's config: {error}") from error
     names = config.architectures
     name = names[0] if isinstance(names, list) and names else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ConfigError(
-            f"{folder / 'config.json'}: the architecture {name!r:.80} is not a model in transformers "
+            f"{file}: the architecture {name!r:.80} is not a model in transformers "
             f"{version('transformers')}. Models with code of their own cannot be exported"
         )
     try:
@@ -221,7 +233,7 @@ def _model_without_weights(checkpoint: Path) -> Any:
             return kind(config)
     except Exception as error:
         raise ConfigError(
-            f"{folder / 'config.json'}: no {name} can be made from this config ({error!r:.300}). Compare it with the "
+            f"{file}: no {name} can be made from this config ({error!r:.300}). Compare it with the "
             "config.json of the model that was trained"
         ) from error
 
@@ -271,17 +283,19 @@ def _not_followed(checkpoint: Path, setting: str, what: str, reason: str) -> Con
     )
 
 
-def _load_adapters(checkpoint: Path, model: Any, weights: Mapping[str, torch.Tensor], origins: Origins) -> Any:
+def _load_adapters(
+    checkpoint: OpenCheckpoint, model: Any, weights: Mapping[str, torch.Tensor], origins: Origins
+) -> Any:
     """``model`` with LoRA adapters, as a ``PeftModel``. If ``weights`` has only adapters, the base stays as it is."""
     import peft
 
     settings = _lora_settings(checkpoint, weights, origins)
     peft_model = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
-    _load(checkpoint, peft_model, weights, "lora_" if _only_adapters(weights) else "")
+    _load(checkpoint.path, peft_model, weights, "lora_" if _only_adapters(weights) else "")
     return peft_model
 
 
-def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], origins: Origins) -> Any:
+def _lora_settings(checkpoint: OpenCheckpoint, weights: Mapping[str, torch.Tensor], origins: Origins) -> Any:
     """The settings of the run's adapters, as a ``LoraConfig``.
 
     verl stores rank and alpha only. The names of the weights tell which modules have adapters. A run that continued an
@@ -291,7 +305,7 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], origin
 
     if path := origins.adapter:
         if origins.distrust is not None:
-            raise _not_followed(checkpoint, f"{_ADAPTER}={path}", "adapter", origins.distrust)
+            raise _not_followed(checkpoint.path, f"{_ADAPTER}={path}", "adapter", origins.distrust)
         try:
             settings = peft.LoraConfig.from_pretrained(str(Path(path).expanduser()))
             settings.base_model_name_or_path = None  # the base is this checkpoint's
@@ -301,13 +315,15 @@ def _lora_settings(checkpoint: Path, weights: Mapping[str, torch.Tensor], origin
                 f"{_ADAPTER}={path}: the run began with this adapter, and its settings "
                 f"cannot be read: {error}. Make the adapter available there"
             ) from error
-    file = checkpoint / "actor" / LORA_FILE
-    check_inside(file, checkpoint)
     try:
-        stored = parse_json(read_regular(file))
+        stored = parse_json(checkpoint.read(LORA_FILE))
         rank, alpha = int(stored["r"]), int(stored["lora_alpha"])
+    except ConfigError:
+        raise
     except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read as verl's LoRA settings ({error!r})") from error
+        raise ConfigError(
+            f"{checkpoint.path / LORA_FILE}: cannot be read as verl's LoRA settings ({error!r})"
+        ) from error
     modules = sorted(name.removeprefix(_PEFT_PREFIX).partition(".lora_A.")[0] for name in weights if ".lora_A." in name)
     return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM")
 
@@ -339,26 +355,25 @@ def _round(name: str, weight: torch.Tensor, dtype: str) -> torch.Tensor:
     return rounded
 
 
-def _copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+def _copy_tokenizer(checkpoint: OpenCheckpoint, folder: Path) -> None:
     """Copy what verl saved with the checkpoint: tokenizer, chat template, generation config, processor.
 
-    Only regular files are copied. A link could lead to a private file of the user who exports. Each file is opened in
-    the folder that was listed, so that whoever owns the checkpoint cannot put a link there in between.
+    Only regular files are copied. A link could lead to a private file of the user who exports. Folders are listed and
+    files are opened by way of open folders, so that whoever owns the checkpoint cannot put a link there in between.
 
     Raises:
         ConfigError: there is a link, or a special file such as a named pipe.
         OSError: the disk is full, or the process may not write there.
     """
-    source = checkpoint / "actor" / "huggingface"
-    check_inside(source, checkpoint)
-    for name, folders, files, descriptor in os.fwalk(source.resolve(), onerror=_raise):
-        below = Path(name).relative_to(source.resolve())
-        (folder / below).mkdir(exist_ok=True)
-        for file in files:
-            if not any(fnmatch(file, pattern) for pattern in _REPLACED):
-                _copy_file(source / below / file, descriptor, folder / below / file)
-        for link in (entry for entry in folders if _is_link(entry, descriptor)):
-            raise ConfigError(f"{source / below / link}: it is a link and was not copied. {_REMEDY}")
+    source = checkpoint.path / _HUGGINGFACE
+    with checkpoint.folder(_HUGGINGFACE) as opened:
+        for below, folders, files, descriptor in os.fwalk(".", dir_fd=opened, onerror=_raise):
+            (folder / below).mkdir(exist_ok=True)
+            for file in files:
+                if not any(fnmatch(file, pattern) for pattern in _REPLACED):
+                    _copy_file(source / below / file, descriptor, folder / below / file)
+            for link in (entry for entry in folders if _is_link(entry, descriptor)):
+                raise ConfigError(f"{source / below / link}: it is a link and was not copied. {_REMEDY}")
 
 
 def _copy_file(source: Path, descriptor: int, target: Path) -> None:

@@ -18,10 +18,11 @@ import aiohttp
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+from verl_gsd import listeners
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs import checked_connections
 from verl_gsd.jobs.submission import RUN_KEY
-from verl_gsd.run import listeners, own_cluster
+from verl_gsd.run import own_cluster
 
 #: Seconds to wait for the server's answer, or for the next part of it.
 TIMEOUT_S = 60.0
@@ -64,6 +65,9 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     def check(own: tuple[str, int], peer: tuple[str, int]) -> None:
         _check_users(server, listeners.users_of_connection(own, peer))
+        # Linux shows root for some connections that the kernel itself accepts for a user (AF_SMC). So one of the
+        # permitted users must still listen there.
+        _check_users(server, listeners.listening_users(*peer))
 
     class Client(JobSubmissionClient):
         """Ray's client, with a timeout and a check of who listens, which both hold for every request.

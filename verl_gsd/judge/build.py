@@ -19,7 +19,6 @@ LISTING_BYTES = 1 << 20
 #: ``parent`` (of a LoRA adapter) and ``max_model_len``.
 _FACTS = ("root", "parent", "max_model_len", "fingerprint", "system_fingerprint")
 _FACT_CHARACTERS = 300
-_DAY_S = 24 * 3600
 
 
 def build_scorer(settings: JudgeSettings) -> Scorer:
@@ -81,6 +80,8 @@ def describe_model(settings: JudgeSettings) -> ServedModel:
     """
     import openai
 
+    from verl_gsd.judge.key_receiver import foreign_judge
+
     where = f"base_url={settings.base_url}"
     try:
         models = _list_models(settings)
@@ -89,6 +90,8 @@ def describe_model(settings: JudgeSettings) -> ServedModel:
             f"{where}: the server rejects the API key. Export a valid key as {settings.api_key_env}"
         ) from None
     except openai.OpenAIError as error:
+        if foreign := foreign_judge(error):
+            raise ValueError(f"{where}: {foreign}") from None
         if settings.model is not None and isinstance(error, openai.APIStatusError):
             return ServedModel(settings.model)  # the server answers, but does not list its models
         raise ValueError(
@@ -116,18 +119,18 @@ def _list_models(settings: JudgeSettings) -> list[ServedModel]:
     """
     import openai
 
+    from verl_gsd.judge.key_receiver import check_sync
     from verl_gsd.judge.openai_client import set_headers
 
     deadline = time.monotonic() + LISTING_S
     key = api_key(settings.api_key_env)
+    hooks = [lambda request: set_headers(request, key), lambda request: check_sync(request, key)]
     with openai.OpenAI(
         base_url=settings.base_url,
         api_key=key,
         timeout=LISTING_S,
         max_retries=0,
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False, event_hooks={"request": [lambda request: set_headers(request, key)]}
-        ),
+        http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": hooks}),
     ) as client:
         body = b""
         try:
@@ -147,22 +150,19 @@ def _list_models(settings: JudgeSettings) -> list[ServedModel]:
         raise openai.OpenAIError("the answer is not a list of models") from None
     # isprintable() excludes terminal control characters and lone surrogates.
     return [
-        ServedModel(name, _facts(entry, time.time()))
+        ServedModel(name, _facts(entry))
         for name, entry in named
         if isinstance(name, str) and name and name.isprintable()
     ]
 
 
-def _facts(entry: dict[str, Any], now: float) -> str:
+def _facts(entry: dict[str, Any]) -> str:
     """The facts of an entry in the list of models, as in ``ServedModel``.
 
-    ``created`` counts only if it is more than a day old. Some servers set it to the time of the request, as vLLM does,
-    or to the time of their start. It would then differ for the same weights.
+    ``created`` is none of them. Some servers set it to the time of the request, as vLLM does, or to the time of their
+    start, so that it differs for the same weights.
     """
     facts = {name: entry[name] for name in _FACTS if isinstance(entry.get(name), str | int)}
-    created = entry.get("created")
-    if isinstance(created, int) and 0 < created < now - _DAY_S:
-        facts["created"] = created
     # JSON in ASCII is one line without control characters. A long text is shortened to its digest.
     texts = {name: json.dumps(value) for name, value in facts.items()}
     return " ".join(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import openai
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_random_exponential
 
+from verl_gsd.judge import key_receiver
 from verl_gsd.judge.scorer import JudgementError, Reason
 from verl_gsd.judge.settings import api_key, require_plain
 
@@ -59,7 +60,7 @@ class OpenAIClient:
     Transient failures (no answer in time, no connection, 429, 5xx) are retried after a random, growing wait. The wait
     also respects the server's Retry-After header, up to 30 seconds. An answer that cannot be used is requested once
     more. Both kinds of retries count towards ``retries``. Redirects are not followed, because they would send the
-    texts, and maybe the key, to another server.
+    texts, and maybe the key, to another server. The key is not sent to another user of this machine.
 
     Args:
         base_url: URL of the API, for example http://localhost:8000/v1.
@@ -78,6 +79,7 @@ class OpenAIClient:
 
         async def set_request_headers(request: Any) -> None:
             set_headers(request, key)
+            key_receiver.check_async(request, key)
 
         self._model = model
         self._timeout_s = timeout_s
@@ -137,8 +139,11 @@ class OpenAIClient:
             failure: JudgementError = JudgementError("timed_out", f"no answer within {self._timeout_s} s")
         except openai.APIStatusError as error:
             failure = _StatusError(error.status_code, error.response.headers.get("retry-after", ""))
-        except openai.APIConnectionError:
-            failure = JudgementError("connection", "no connection")
+        except (openai.APIConnectionError, key_receiver.ForeignJudgeError, key_receiver.NoListenerError) as error:
+            foreign = key_receiver.foreign_judge(error)
+            failure = (
+                JudgementError("refused", str(foreign)) if foreign else JudgementError("connection", "no connection")
+            )
         else:
             return parse(_content(body))
         # Raised outside the except blocks, so that no error is chained: those hold the request with key and texts.

@@ -20,9 +20,12 @@ VERDICT_VERSION = "verdict_v1"
 #: Only this many characters at the end of an answer are parsed.
 _TAIL = 4096
 _VERDICT = re.compile(r"(?:verdict\s*:\s*)?[*]*(correct|incorrect)[*]*\.?[*]*", re.ASCII | re.IGNORECASE)
-#: An integer, also as 7/10, 7.0 or in bold. Stars are limited, so that matching takes linear time.
+#: An integer, also as 7/10, 7 out of 10, 7.0, \boxed{7} or in bold, alone or after the name of a grade. Stars are
+#: limited, so that matching takes linear time.
 _GRADE = re.compile(
-    r"\*{0,3}(?:score\*{0,3}\s*:\*{0,3}\s*\*{0,3})?(-?[0-9]+)(?:\.0+)?\*{0,3}(?:\s*/\s*10)?\*{0,3}\.?\*{0,3}",
+    r"\*{0,3}(?:(?:final )?(?:score|rating|grade)\*{0,3}\s*[:=]\*{0,3}\s*\*{0,3})?"
+    r"(?:(-?[0-9]+)(?:\.0+)?\*{0,3}(?:\s*/\s*10|\s+out\s+of\s+10)?|\\boxed\{(-?[0-9]+)(?:/10)?\})"
+    r"\*{0,3}\.?\*{0,3}",
     re.ASCII | re.IGNORECASE,
 )
 #: Where a chat template's control token may begin: <|im_end|>, </s>, [/INST], <-hist->. If a text spells one out, the
@@ -67,9 +70,10 @@ def build_messages(question: Question, version: str = PROMPT_VERSION) -> list[di
 
 
 def parse_score(text: str) -> float:
-    """The score in a judge's answer: a last line with only an integer or ``score: N``, or the "score" of a JSON object.
+    r"""The score in a judge's answer: a last line with only an integer or ``score: N``, or the "score" of an object.
 
-    In the last line, the integer may be in bold, have only zeros after its point, be of ten (``7/10``), and be followed
+    ``rating``, ``grade``, ``final`` before the name, and ``=`` are read, too. In the last line, the integer may be in
+    bold, have only zeros after its point, be of ten (``7/10``, ``7 out of 10``), stand in ``\boxed{}``, and be followed
     by a full stop.
 
     Raises:
@@ -82,7 +86,7 @@ def parse_score(text: str) -> float:
         match = _match_last_line(text, _GRADE)
         if match is None:
             raise JudgementError("unreadable", "the last line of the answer is not an integer")
-        score = int(match[1])
+        score = int(match[1] or match[2])
     if not LOWEST <= score <= HIGHEST:
         raise JudgementError("off_scale", f"the answer is an integer outside {LOWEST}..{HIGHEST}")
     return float(score)

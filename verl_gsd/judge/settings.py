@@ -12,6 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from verl_gsd.settings import SectionSettings
 
+#: Sent in place of a key to servers that need none.
+NO_KEY = "none"
+
 
 def _shared_cache() -> str:
     """The file that all runs of a machine share."""
@@ -89,12 +92,12 @@ def require_plain(base_url: str | None) -> None:
 
 
 def api_key(variable: str) -> str:
-    """The key in the environment variable, or a word for servers that ask for none.
+    """The key in the environment variable, or ``NO_KEY``.
 
     Raises:
         ValueError: what is there can be no key.
     """
-    key = os.environ.get(variable, "").strip() or "none"
+    key = os.environ.get(variable, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"{variable}: the key in it has characters that no key has. Set it again")
     return key

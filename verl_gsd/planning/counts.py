@@ -181,7 +181,8 @@ def posterior(
     a, b = c + prior[0], np.maximum(total - c, 0) + prior[1]
     # (sum x)^2 <= n sum x^2 bounds the partial credit. At the bound all verdicts are equal. Counts that are nearly
     # forgotten are so small that each is rounded on its own, hence the last term.
-    largest = c * np.maximum(total - c, 0) / np.where(total > 0, total, 1)
+    # The quotient comes first, because the product of two counts that are nearly forgotten underflows to 0.
+    largest = c * (np.maximum(total - c, 0) / np.where(total > 0, total, 1))
     within = partial <= largest * (1 + 1e-9) + 1e-12 * total + np.finfo(float).tiny
     check_entries(within, partial, "partial", "at most correct (n - correct) / n of the same entry")
     if not partial.any():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from verl_gsd.preparation.words import drawings, is_fixed, words
+from verl_gsd.preparation.words import drawings, is_fixed, joins, words
 
 #: The share of an evaluation problem's runs that a training problem must have to count as a copy. A single run may be
 #: a phrase that many problems end with ("where m and n are relatively prime positive integers, find m + n").
@@ -33,7 +33,7 @@ class _Problem:
         set_name: the evaluation set.
         words: its words in order.
         distinct: the same without order.
-        fixed: its numbers and letters (``words.is_fixed``).
+        fixed: its numbers, signs and letters (``words.is_fixed``).
         changes: the number of words that may differ in a near copy.
         runs: the number of its distinct runs; 0 if it is shorter than a run.
     """
@@ -51,21 +51,23 @@ class OverlapIndex:
 
     A training problem overlaps with an evaluation problem in one of these cases:
 
-    - It has at least ``SHARE`` of the evaluation problem's runs, and no number has another in its place.
+    - It has at least ``SHARE`` of the evaluation problem's runs, and no number and no sign has another in its place.
     - The evaluation problem has fewer than ``length`` words, and the training problem contains it as a whole.
     - The training problem is a near copy: one word in ``WORDS_PER_CHANGE`` is changed, inserted or left out, but no
-      number and no letter of a formula. An evaluation problem of at least ``length`` words may be surrounded by other
-      text.
+      number, sign, bracket or letter of a formula (``words.is_fixed``). Signs and brackets do not add to the number of
+      words here. An evaluation problem of at least ``length`` words may be surrounded by other text.
     - The evaluation problem has fewer than ``SHORTEST`` words, and the training problem consists of the same words.
+
+    If a sign before or after the copy joins it to the text around it, as in "What is 1 + 2 + 3?", it is no copy.
 
     Drawings are ignored, unless a problem without its drawings has fewer than ``length`` words. Then they count as one
     word each.
 
-    This finds copies with the same numbers. It finds neither paraphrases nor the same problem with other numbers.
-    Runs of 13 words are those of GPT-3's report (arXiv 2005.14165); the other numbers are our choice.
+    This finds copies with the same numbers and signs. It finds neither paraphrases nor the same problem with other
+    numbers. Runs of 13 words are those of GPT-3's report (arXiv 2005.14165); the other numbers are our choice.
 
     Near copies are searched for by anchors. Each change spoils at most one of a problem's disjoint runs of three words.
-    One run more than there may be changes is indexed, together with one number or letter of the problem. The rarest
+    One run more than there may be changes is indexed, together with one fixed word of the problem. The rarest
     ones are taken, so that few problems share them.
 
     Args:
@@ -87,7 +89,7 @@ class OverlapIndex:
         for problem in problems:
             number, text_words = len(self._problems), self._words(problem)
             runs = set(_run_hashes(text_words, self._length)) if len(text_words) >= SHORTEST else set()
-            changes = max(1, len(text_words) // WORDS_PER_CHANGE)
+            changes = max(1, sum(map(_is_word, text_words)) // WORDS_PER_CHANGE)
             distinct = frozenset(text_words)
             fixed = frozenset(filter(is_fixed, distinct))
             self._problems.append(_Problem(name, text_words, distinct, fixed, changes, len(runs)))
@@ -105,7 +107,7 @@ class OverlapIndex:
         by_run = self._problems_by_run
         shared = Counter(number for run in set(_run_hashes(text_words, self._length)) for number in by_run.get(run, ()))
         copied = [number for number, count in shared.items() if count >= SHARE * self._problems[number].runs]
-        found += [number for number in copied if not _has_other_numbers(self._problems[number].words, text_words)]
+        found += [number for number in copied if not _has_other_values(self._problems[number].words, text_words)]
         found += self._near_copies(text_words)
         return self._problems[min(found)].set_name if found else None
 
@@ -133,8 +135,10 @@ class OverlapIndex:
             if not problem.fixed <= fixed or len(problem.distinct - distinct) > problem.changes:
                 continue
             size = len(problem.words)
-            if text_words[max(start, 0) : start + size] == problem.words:
-                yield number
+            if start >= 0 and text_words[start : start + size] == problem.words:
+                around = text_words[max(start - 1, 0) : start] + text_words[start + size : start + size + 1]
+                if not any(map(joins, around)):
+                    yield number
             elif size >= self._length:
                 window = text_words[max(start - problem.changes, 0) : start + size + problem.changes]
                 if _is_near(problem.words, window, problem.changes, is_inside=True):
@@ -170,15 +174,16 @@ def _is_near(evaluation: list[str], training: list[str], changes: int, *, is_ins
     dynamic programming.
 
     Args:
-        is_inside: compare with any run of words inside ``training``, instead of with all of it.
+        is_inside: compare with any run of words inside ``training``, instead of with all of it. No sign may join it to
+            the words around it.
     """
     if not is_inside and abs(len(evaluation) - len(training)) > changes:
         return False
     never = changes + 1
     fixed = [is_fixed(word) for word in training]
     costs = [0]
-    for is_word_fixed in fixed:
-        costs.append(0 if is_inside else costs[-1] + (never if is_word_fixed else 1))
+    for word, is_word_fixed in zip(training, fixed, strict=True):
+        costs.append(never * joins(word) if is_inside else costs[-1] + (never if is_word_fixed else 1))
     for word in evaluation:
         is_word_fixed = is_fixed(word)
         leave_out = never if is_word_fixed else 1
@@ -190,15 +195,43 @@ def _is_near(evaluation: list[str], training: list[str], changes: int, *, is_ins
         costs = row
         if min(costs) > changes:
             return False
-    return (min(costs) if is_inside else costs[-1]) <= changes
+    if not is_inside:
+        return costs[-1] <= changes
+    return min(cost + never * joins(after) for cost, after in zip(costs, [*training, ""], strict=True)) <= changes
 
 
-def _has_other_numbers(evaluation: list[str], training: list[str]) -> bool:
-    """Whether a number of ``evaluation`` has another in its place: after the same word."""
-    ours, theirs = (
-        Counter(pair for pair in pairwise(text_words) if pair[1].isdigit()) for text_words in (evaluation, training)
+def _is_word(word: str) -> bool:
+    return word.isalnum() or word[0] == "["
+
+
+def _has_other_values(evaluation: list[str], training: list[str]) -> bool:
+    """Whether ``evaluation`` has another number, or another sign, in the place of one: after the same word.
+
+    After a number, letter or sign, a sign in the place of a word counts, too: one expression continues where the other
+    one ends.
+    """
+    ours, theirs = (Counter(pairwise(("", *text_words, ""))) for text_words in (evaluation, training))
+    ours, theirs = ours - theirs, theirs - ours
+    values = defaultdict(set)
+    for word, value in theirs:
+        values[word].add(value)
+    return any(_is_other(word, value, other) for word, value in ours for other in values[word])
+
+
+def _is_other(word: str, value: str, other: str) -> bool:
+    """Whether ``value`` and ``other`` after ``word`` tell two problems apart. They differ, and are "" at the end."""
+    if value.isdigit() and other.isdigit():
+        return True
+    if not (_is_sign(value) or _is_sign(other)):
+        return False
+    is_after_value = bool(word) and is_fixed(word)
+    return (bool(value and other) and is_fixed(value) and is_fixed(other)) or (
+        is_after_value and (joins(value) or joins(other))
     )
-    return not {word for word, _ in ours - theirs}.isdisjoint(word for word, _ in theirs - ours)
+
+
+def _is_sign(word: str) -> bool:
+    return bool(word) and not _is_word(word)
 
 
 def _runs(text_words: list[str], length: int) -> Iterator[tuple[str, ...]]:

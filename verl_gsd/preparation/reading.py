@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from verl_gsd.preparation.data_files import only_inside, place_with_files
 from verl_gsd.preparation.sources import Source
 from verl_gsd.row_table import SUFFIXES, stream_rows
 
@@ -29,12 +30,14 @@ class Origin:
         repository: the repository on the hub.
         revision: its revision, pinned so that a resumed build reads the same rows.
         split: the repository's name for the split.
+        within: the folder out of which no link may lead, for a file of a data set; None for a file that the user named.
     """
 
     path: Path | None
     repository: str | None
     revision: str | None
     split: str
+    within: Path | None = None
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry: the repository and its revision, or the name and hash of the file or folder."""
@@ -65,6 +68,11 @@ def locate(source: Source, path: Path | None, split: str) -> Origin:
         return Origin(path, None, None, source_split)
     if source.repository is None:
         raise ValueError("--input is missing. Set it to the file that has the rows")
+    if Path(source.repository).exists():  # datasets would read it, and the manifest would name the hub
+        raise ValueError(
+            f"{source.repository}: the current folder {Path.cwd()} has a folder or file of this name, which would be "
+            "read instead of the data set on the hub. Run the command in another folder, or set --input to that folder"
+        )
     revision = hub_revision("dataset", source.repository)
     return Origin(None, source.repository, revision, source_split)
 
@@ -101,7 +109,8 @@ def read_rows(source: Source, origin: Origin, skip: int = 0) -> Iterator[dict[st
         ValueError: a column is missing, or the data cannot be read.
     """
     if origin.path is not None and origin.path.is_file():
-        for number, row in enumerate(itertools.islice(stream_rows(origin.path), skip, None), start=skip):
+        rows = stream_rows(origin.path, within=origin.within)
+        for number, row in enumerate(itertools.islice(rows, skip, None), start=skip):
             # Each row of a JSON lines file has its own keys. A missing key counts as null, except in the first row.
             if number == 0 or origin.path.suffix != ".jsonl":
                 _check_columns(source, str(origin.path), list(row))
@@ -116,8 +125,9 @@ def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
         try:
             files, data = _open_config(place, config, origin, is_one_of_many=len(source.configs) > 1)
             if files is not None:
+                within = place_with_files(Path(place))
                 for file in files:
-                    yield from read_rows(source, Origin(file, None, None, origin.split))
+                    yield from read_rows(source, Origin(file, None, None, origin.split, within))
                 continue
             names = data.column_names or list(next(iter(data), {}))
             _check_columns(source, place, names)
@@ -132,6 +142,17 @@ def _open_config(place: str, config: str | None, origin: Origin, is_one_of_many:
     import datasets
 
     datasets.disable_progress_bars()
+    folder = None if origin.path is None else origin.path.resolve()
+    place = place if folder is None else str(folder)
+    with only_inside(folder or place):
+        return _resolve_config(place, config, origin, is_one_of_many)
+
+
+def _resolve_config(
+    place: str, config: str | None, origin: Origin, is_one_of_many: bool
+) -> tuple[list[Path] | None, Any]:
+    import datasets
+
     configs = datasets.get_dataset_config_names(place, revision=origin.revision)
     if config is not None and config not in configs:
         # If a folder's README names no configurations, all its files belong to the configuration "default".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import betaln
 
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
@@ -19,6 +20,9 @@ from verl_gsd.report.reading import Columns, RunData
 #: because it has a demonstration; silent: its group was trained on without a gradient; the others are fates of groups
 #: that were not trained on.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
+#: Figures that ``step_table`` has per data source, too, of sources that have at least this share of the groups. The
+#: figures of a source with fewer groups are mostly noise.
+_OF_SOURCES, _LEAST_SHARE = ("accuracy", "reward", "reward_spread", "unrated"), 0.01
 #: Jeffreys' prior of a solve rate, which is also the default of the memory of prompts.
 _PRIOR = (0.5, 0.5)
 
@@ -34,6 +38,8 @@ def step_table(run: RunData) -> Columns:
     - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
     - ``unrated``: share of the rollouts that have no accuracy. ``without_acc``: share of those for which the verifier
       returned no ``acc`` at all. The others have one, and their data source has an ``acc`` outside [0, 1].
+    - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread`` and ``unrated``: the same for one
+      data source (``sources_of``). Only in runs with several.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
       The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
     - ``sigma``: mean standard deviation of a group's rewards.
@@ -42,8 +48,12 @@ def step_table(run: RunData) -> Columns:
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
       predict if all of them count the same, under the prior ``_PRIOR``.
-    - ``likely_{groups,silent,predicted,variance}``: sums over the groups whose predicted probability of being all right
-      or all wrong is below 0.5: their number, how many are, the prediction, and its variance.
+    - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed: their number, how many are
+      all right or all wrong, and the prediction. ``likely_wrong{,_predicted,_variance}``: how many of these have no
+      right response, the prediction of this, and its variance. Responses to their prompts differed before,
+      and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting. The
+      larger of the two predictions counts: with forgetting, the prior has much weight for a prompt that was visited
+      long ago; without, solve rates of long ago count as much as recent ones.
     - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
@@ -69,6 +79,17 @@ def step_table(run: RunData) -> Columns:
 def column(table: Columns, name: str) -> np.ndarray:
     """Return the column ``name``. If the table has no such column, all values are NaN."""
     return table[name] if name in table else np.full(len(table["step"]), np.nan)
+
+
+def source_column(figure: str, source: str) -> str:
+    """Name of the column with a figure of one data source."""
+    return f"by_source/{figure}/{source}"
+
+
+def sources_of(table: Columns) -> list[str]:
+    """The data sources that have columns of their own; none if a run has a single one."""
+    start = source_column("accuracy", "")
+    return [name.removeprefix(start) for name in table if name.startswith(start)]
 
 
 def float_column(records: pa.Table, name: str) -> np.ndarray:
@@ -112,7 +133,7 @@ class _StepSums:
     """Sums and means per step over the rows of the records, which are in the order of the steps."""
 
     def __init__(self, records: pa.Table) -> None:
-        self.steps, self._first, self._row = np.unique(
+        self.steps, self._first, self.row = np.unique(
             records["step"].to_numpy(), return_index=True, return_inverse=True
         )
 
@@ -141,7 +162,7 @@ class _StepSums:
 
     def per_row(self, values: np.ndarray) -> np.ndarray:
         """Expand one value per step to one value per row."""
-        return values[self._row]
+        return values[self.row]
 
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         """Sum of ``numerator`` divided by the sum of ``denominator``, per step, over rows that have both.
@@ -161,6 +182,7 @@ def _record_figures(records: pa.Table) -> Columns:
     table: Columns = {"step": sums.steps.astype(np.int64)}
     for figures in (
         _group_figures,
+        _source_figures,
         _diversity_figures,
         _use_figures,
         _gain_figures,
@@ -199,6 +221,36 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "without_acc": sums.ratio(np.where(is_outside, 0.0, rollouts - rated), rollouts),
         "accuracy": sums.ratio(float_column(records, "correct"), rated),
         "demonstrated": sums.mean((float_column(records, "demonstrations") > 0).astype(float), has_responses),
+    }
+
+
+def _source_figures(records: pa.Table, sums: _StepSums) -> Columns:
+    encoded = pc.dictionary_encode(records["data_source"].combine_chunks())
+    sources, source = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    if len(sources) < 2:
+        return {}
+    cell = sums.row * len(sources) + source
+    n_cells = len(sums.steps) * len(sources)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cell, np.nan_to_num(values), n_cells)
+
+    size, rated, rollouts = float_column(records, "size"), float_column(records, "total"), generated(records)
+    mean, std = float_column(records, "mean"), float_column(records, "std")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reward = total(size * mean) / total(size)
+        variance = total(size * (std**2 + (mean - reward[cell]) ** 2)) / total(size)
+        figures = {
+            "accuracy": total(float_column(records, "correct")) / total(rated),
+            "reward": reward,
+            "reward_spread": np.sqrt(variance),
+            "unrated": total(rollouts - rated) / total(rollouts),
+        }
+    kept = np.flatnonzero(np.bincount(source) >= _LEAST_SHARE * len(source))
+    return {
+        source_column(name, sources[number]): figures[name].reshape(-1, len(sources))[:, number]
+        for name in _OF_SOURCES
+        for number in kept
     }
 
 
@@ -256,34 +308,50 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     predicted = float_column(records, "silent_predicted")
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
-    likely_mixed = predicted < 0.5
+    wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
+    without_forgetting, of_wrong, has_differed = _predicted_without_forgetting(records)
+    larger = np.maximum(predicted, without_forgetting)
+    larger_of_wrong = larger * of_wrong
+    likely_mixed = has_differed & (larger < 0.5)
     return {
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
-        "seen_predicted_without_forgetting": sums.mean(_predicted_without_forgetting(records), True),
+        "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
         "likely_groups": sums.count(likely_mixed).astype(float),
         "likely_silent": sums.total(silent, likely_mixed),
-        "likely_predicted": sums.total(predicted, likely_mixed),
-        "likely_variance": sums.total(predicted * (1 - predicted), likely_mixed),
+        "likely_predicted": sums.total(larger, likely_mixed),
+        "likely_wrong": sums.total(wrong, likely_mixed),
+        "likely_wrong_predicted": sums.total(larger_of_wrong, likely_mixed),
+        "likely_wrong_variance": sums.total(larger_of_wrong * (1 - larger_of_wrong), likely_mixed),
     }
 
 
-def _predicted_without_forgetting(records: pa.Table) -> np.ndarray:
-    """(N,) as the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null.
+def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three arrays, (N,) each.
 
-    The trainer forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
+    - As the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null. The trainer
+      forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
+    - The share of this probability that is of groups without a right response; NaN where it is.
+    - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the prediction is
+      NaN.
     """
     predicted: np.ndarray = np.full(len(records), np.nan)
+    of_wrong: np.ndarray = np.full(len(records), np.nan)
+    has_differed: np.ndarray = np.zeros(len(records), dtype=bool)
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
     if is_predicted.any():
         correct, total = _earlier_counts(records)
         is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
+        has_differed = is_predicted & (correct > 0) & (correct < total)
         counts = [values[is_predicted] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
         correct, total, size = (values[row] for values in counts)
-        predicted[is_predicted] = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))[kind]
-    return predicted
+        silent = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))
+        a, b = _PRIOR[0] + correct, _PRIOR[1] + total - correct
+        predicted[is_predicted] = silent[kind]
+        of_wrong[is_predicted] = (np.exp(betaln(a, b + size) - betaln(a, b)) / silent)[kind]
+    return predicted, of_wrong, has_differed
 
 
 def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,15 @@
-"""Makes relative paths of code absolute before a run stores them, and rejects stored ones that are relative.
+"""Makes relative paths of code and models absolute before a run stores them, and rejects stored ones that are relative.
 
 verl loads such a path from the folder in which the command was started. A resume may be started in another folder,
-where somebody else may have put a file of the same name.
+where somebody else may have put a file or a model of the same name. A model names code if ``trust_remote_code`` is on.
+
+The name of a model on the hub has the form of a relative path, and a folder of that name comes before the hub. A stored
+name is therefore rejected only if there is such a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.compose import Line
-from verl_gsd.run.remote_paths import scheme_of
+from verl_gsd.run.remote_paths import MODEL_KEYS, scheme_of
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 #: The keys of verl 0.9.1 that name a file of code, or a file that names code to import.
@@ -38,9 +41,10 @@ _FILE = "file://"
 
 
 def fix_code_paths(config: DictConfig, line: Line, given: Line) -> Line:
-    """Make the relative paths of code in ``config`` and in the words of ``line`` absolute.
+    """Make the relative paths of code and models in ``config`` and in the words of ``line`` absolute.
 
-    A path that does not exist in the current folder stays: verl looks for some of them in its own package.
+    A path that does not exist in the current folder stays: verl looks for some of them in its own package, and for
+    models on the hub.
 
     Args:
         config: the composed config. It is changed.
@@ -51,15 +55,20 @@ def fix_code_paths(config: DictConfig, line: Line, given: Line) -> Line:
         The line to store.
 
     Raises:
-        ConfigError: a relative path comes from the stored words of a resume. The message names the key.
+        ConfigError: a relative path of code, or of a model that is a folder here, comes from the stored words of a
+            resume. The message names the key.
     """
     for key, path in _relative_paths(config):
+        absolute = Path.cwd() / path.removeprefix(_FILE)
+        if key in MODEL_KEYS and not absolute.is_dir():
+            continue  # a name on the hub
         if line.resume is not None and not given.sets(key):
+            if key in MODEL_KEYS:
+                raise ConfigError(_shadowed(key, path))
             raise ConfigError(
                 f"{key}={path}: the run to resume stored this path, which is relative to the folder where that run was "
                 f"started. Add {key}= with the absolute path to the command."
             )
-        absolute = Path.cwd() / path.removeprefix(_FILE)
         if not absolute.exists() or "${" in str(absolute):  # such a folder's name would be an interpolation
             continue
         OmegaConf.update(config, key, str(absolute))
@@ -68,8 +77,32 @@ def fix_code_paths(config: DictConfig, line: Line, given: Line) -> Line:
     return line
 
 
+def check_stored_model(stored: Sequence[str], given: Line) -> None:
+    """Check that the stored word ``model=`` of a run to resume still means what it meant at the start.
+
+    Stored paths are absolute. Any other value is a model on the hub, but a folder of that name would come first.
+
+    Args:
+        stored: the stored words.
+        given: the line that the user typed.
+
+    Raises:
+        ConfigError: the current folder has a folder of that name, and ``given`` has no ``model=``.
+    """
+    name = next((word.removeprefix("model=") for word in reversed(stored) if word.startswith("model=")), None)
+    if name and given.model is None and not Path(name).is_absolute() and Path(name).is_dir():
+        raise ConfigError(_shadowed("model", name))
+
+
+def _shadowed(key: str, name: str) -> str:
+    return (
+        f"{key}={name}: the run to resume stored this name, and the current folder has a folder of that name, which "
+        f"would be loaded in its place. Start the command in another folder, or add {key}= with an absolute path."
+    )
+
+
 def _relative_paths(config: DictConfig) -> Iterator[tuple[str, str]]:
-    for key in CODE_KEYS:
+    for key in (*CODE_KEYS, *MODEL_KEYS):
         try:
             path = OmegaConf.select(config, key)
         except OmegaConfBaseException:

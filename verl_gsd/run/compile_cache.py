@@ -5,6 +5,9 @@ variable TORCHINDUCTOR_CACHE_DIR moves them, but not all of it: precompiled head
 folder named after the user. Therefore this module takes that folder before another user does, with mode 0700. /tmp is
 sticky, so nobody else can then replace it.
 
+vLLM's allocator for NCCL's symmetric memory (VLLM_USE_NCCL_SYMM_MEM, off by default) builds a library directly in the
+folder for temporary files and loads it from there. It is used only if that folder is the user's own.
+
 torch sets the variable to its own folder when ``torch._dynamo`` is imported, which importing verl does. That value
 therefore counts as not set.
 """
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 #: "0" switches off the precompiled headers, which are in torch's own folder whatever ``VARIABLE`` says.
 HEADERS = "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
+#: Not "0": vLLM loads ``nccl_allocator.so`` from the folder for temporary files.
+ALLOCATOR = "VLLM_USE_NCCL_SYMM_MEM"
 
 
 def torchs_folder() -> Path:
@@ -48,7 +53,7 @@ def protect() -> None:
     keeps programs from removing it that clean /tmp.
 
     Raises:
-        ConfigError: another user owns or could replace one of the folders.
+        ConfigError: another user owns or could replace one of the folders, or could write vLLM's library.
     """
     chosen = os.environ.get(VARIABLE)
     if chosen and Path(chosen).absolute() == torchs_folder().absolute():
@@ -61,10 +66,15 @@ def protect() -> None:
             f"{folder}: {problem}. torch's compiler runs code from this folder, so that another user could run code as "
             "you. Ask its owner or an administrator to remove it, or set TMPDIR to a folder of your own."
         )
+    if problem := _allocator_problem():
+        raise ConfigError(problem)
 
 
 def protect_or_warn() -> None:
     """As ``protect``, for a process of verl that cannot be rejected. Unsafe folders are replaced, with a warning."""
+    if problem := _allocator_problem():
+        os.environ[ALLOCATOR] = "0"
+        logger.warning("verl-gsd: %s is switched off in this process. %s", ALLOCATOR, problem)
     try:
         protect()
     except ConfigError as error:
@@ -73,6 +83,17 @@ def protect_or_warn() -> None:
         if torchs_config := sys.modules.get("torch._inductor.config"):  # it read the variable when it was imported
             torchs_config.cpp_cache_precompile_headers = False  # type: ignore[attr-defined]
         logger.warning("verl-gsd: this process keeps compiled code in %s instead. %s", os.environ[VARIABLE], error)
+
+
+def _allocator_problem() -> str:
+    """Why vLLM's allocator could load a library of another user; an empty string if it cannot, or is off."""
+    value, folder = os.environ.get(ALLOCATOR) or "0", Path(tempfile.gettempdir()).resolve()
+    if value == "0" or not (problem := file_access.changeable_folder(folder)):
+        return ""
+    return (
+        f"{ALLOCATOR}={value}: vLLM runs code from {folder}/nccl_allocator.so, but {problem}. Set TMPDIR to a folder "
+        f"of your own, or run `unset {ALLOCATOR}`."
+    )
 
 
 def _leave_links() -> None:

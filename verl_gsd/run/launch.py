@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -94,7 +95,8 @@ def new_attempt(
         if not trusted and trust.check_folder(run.path) != run.path:
             raise ConfigError(
                 f"trainer.default_local_dir={run.path}: the path leads through a symbolic link. Who can change the "
-                f"link can change the run while it trains. Set trainer.default_local_dir={run.path.resolve()}."
+                "link can change the run while it trains. Set "
+                f"{shlex.quote(f'trainer.default_local_dir={run.path.resolve()}')}."
             )
         if not resuming:
             require_unused(run)

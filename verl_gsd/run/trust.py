@@ -60,6 +60,7 @@ def write_words(run: RunDirectory, content: bytes) -> None:
     Raises:
         OSError: the disk with the run is full, or the process may not write there.
     """
+    run = RunDirectory(run.path.resolve())
     old = run.overrides.read_bytes() if run.overrides.is_file() else None
     with suppress(UnusableKeyError):
         key = _read_key(create=True)
@@ -78,7 +79,7 @@ def sign(run: RunDirectory, content: bytes) -> None:
         OSError: the disk with the run is full, or the process may not write there.
     """
     with suppress(UnusableKeyError):
-        _write_signature(_read_key(create=True), run, content)
+        _write_signature(_read_key(create=True), RunDirectory(run.path.resolve()), content)
 
 
 def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -> list[str]:
@@ -94,7 +95,7 @@ def stored_words(run: RunDirectory, checkpoint: Path | None, *, trusted: bool) -
     """
     content = _read_words(run)
     words = _parse(run.overrides, content)
-    reason = None if trusted else _reason_for_distrust(run, checkpoint, content)
+    reason = None if trusted else _reason_for_distrust(RunDirectory(run.path.resolve()), checkpoint, content)
     if reason is not None:
         raise ConfigError(
             f"resume={run.path}: {reason}. A run's folder is a program. These words from {run.overrides.name} decide "
@@ -110,12 +111,13 @@ def distrust(run: RunDirectory) -> str | None:
 
     The config of such a run can name private files and models of the user who reads it.
     """
+    run = RunDirectory(run.path.resolve())
     try:
         content = read_regular(run.overrides, within=run.path)
     except OSError as error:
         return f"nothing shows that you started this run ({run.overrides}: {error.strerror})"
     try:
-        return _reason_for_distrust(run, None, content) or file_access.changeable_folder(run.path.resolve()) or None
+        return _reason_for_distrust(run, None, content) or file_access.changeable_folder(run.path) or None
     except OSError as error:
         return f"its files cannot be examined ({error.strerror})"
 
@@ -194,6 +196,11 @@ def key_file() -> Path:
 
 
 def _reason_for_distrust(run: RunDirectory, checkpoint: Path | None, content: bytes) -> str | None:
+    """Why somebody else may have made the run, as in ``distrust``. Its path must be without symbolic links.
+
+    The path is not resolved again. Whoever owns the folder could replace it by a link to a run of this user, whose
+    signature would then be accepted.
+    """
     try:
         is_own = _is_signed(_read_key(), run, content)
     except UnusableKeyError as error:
@@ -249,7 +256,8 @@ def _user_name(user: int) -> str:
 
 
 def _signature(key: bytes, run: RunDirectory, content: bytes) -> str:
-    folder = os.fsencode(run.path.resolve())
+    """The signature of RUN/overrides.yaml for the run's path, which must be without symbolic links."""
+    folder = os.fsencode(run.path)
     return hmac.new(key, b"%s\0%s" % (folder, content), hashlib.sha256).hexdigest()
 
 

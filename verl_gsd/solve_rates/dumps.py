@@ -4,17 +4,19 @@ In verl 0.9.1 a line has the fields input, output, gts, score and step. The V1 t
 PROMPT_SESSION_OUTPUT, and a validation adds the verifier's results. verl gives a prompt a new uid at every visit, so
 prompts are identified by their text and their reference answer.
 
-verl dumps the batch that it trains on. With dynamic sampling, evicted groups are therefore missing. A source without
-any silent group is reported as such. The batch can also have demonstrations and responses of earlier steps, which say
-nothing about the policy at this step. Our trainer modes mark each row in the fields ``ORIGIN`` and ``REPLACED_SCORE``.
+verl dumps the batch that it trains on. With dynamic sampling, evicted groups are therefore missing. Files without any
+silent group are reported as such: a run can have dynamic sampling in a part of its steps. The batch can also have
+demonstrations and responses of earlier steps, which say nothing about the policy at this step. Our trainer modes mark
+each row in the fields ``ORIGIN`` and ``REPLACED_SCORE``.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from verl_gsd.prompts import prompt_hash
-from verl_gsd.regular_files import open_regular
+from verl_gsd.regular_files import lines_of, open_regular
 from verl_gsd.scalars import without_rounding
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
 from verl_gsd.solve_rates.tables import as_number
@@ -38,6 +40,8 @@ ORIGIN, POLICY, EARLIER = "gsd_origin", "policy", "earlier"
 #: Field of the same dumps: the score of the policy's response that a demonstration replaced, else null. The replaced
 #: response itself is not in the dump.
 REPLACED_SCORE = "gsd_replaced_score"
+#: A file that has no silent group by chance is that seldom taken for one of dynamic sampling.
+_CHANCE = 1e-6
 
 
 def dumps_in(path: Path) -> list[Path]:
@@ -63,8 +67,8 @@ def dump_rows(
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
-        with open_regular(file, within=within) as lines:
-            for number, line in enumerate(lines, start=1):
+        with open_regular(file, within=within) as content:
+            for number, line in enumerate(lines_of(content), start=1):
                 where = f"{file}, line {number} (the first is 1)"
                 try:
                     row = json.loads(line)
@@ -108,8 +112,8 @@ class _DumpReader:
         self._graded: list[bool] = []
         self._total: list[int] = []
         self._skipped: dict[str, list[str]] = {}
-        self._groups = 0  # with at least two verdicts
-        self._silent: dict[str, int] = {}  # by what dynamic sampling may compare: verdicts or scores
+        self._groups: list[int] = []  # per file, the number of groups with at least two verdicts
+        self._silent: list[tuple[int, int]] = []  # of these, by what dynamic sampling may compare: verdicts and scores
         self._unmarked_files = 0  # see ``SolveRates.unmarked_files``
 
     def read(self, file: Path) -> None:
@@ -140,11 +144,10 @@ class _DumpReader:
                 group = _SESSION.sub("", uid) if isinstance(uid, str) else prompt
                 groups.setdefault(group, []).append((verdict, _score(row)))
         self._unmarked_files += not is_marked and _seem_added_to(sessions)
-        for values in groups.values():
-            if len(values) > 1:
-                self._groups += 1
-                for name, compared in zip(("verdict", "score"), zip(*values, strict=True), strict=True):
-                    self._silent[name] = self._silent.get(name, 0) + (min(compared) == max(compared))
+        compared = [list(zip(*values, strict=True)) for values in groups.values() if len(values) > 1]
+        self._groups.append(len(compared))
+        verdicts, scores = (sum(min(group[field]) == max(group[field]) for group in compared) for field in (0, 1))
+        self._silent.append((verdicts, scores))
 
     def _skip_line(self, where: str) -> None:
         self._skipped.setdefault("files with an incomplete last line", []).append(where)
@@ -193,13 +196,39 @@ class _DumpReader:
             raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
         correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
         rates = rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
-        without_silent = 0 in self._silent.values()
+        filtered = max((_filtered_files(self._groups, silent) for silent in zip(*self._silent, strict=True)), key=len)
         return replace(
             rates,
-            mixed_groups=self._groups if without_silent else 0,
+            mixed_groups=sum(self._groups[file] for file in filtered),
+            mixed_files=len(filtered),
             unmarked_files=self._unmarked_files,
             from_dumps=True,
         )
+
+
+def _filtered_files(groups: list[int], silent: Sequence[int]) -> list[int]:
+    """The files, by their position, that seem to have mixed groups only because the silent ones were evicted.
+
+    That is all files if none has a silent group. Otherwise it is a file in which that would be by chance with a
+    probability below ``_CHANCE``. The silent rate is that of the nearest files before and after it that have silent
+    groups, the lower of the two, because the rate of a run changes as it learns. One group is added to each, so that a
+    few groups prove nothing.
+
+    Args:
+        groups: groups per file, in the order of the steps.
+        silent: how many of them are silent.
+    """
+    with_groups = [file for file, count in enumerate(groups) if count]
+    whole = [file for file in with_groups if silent[file]]
+    filtered = []
+    for file in with_groups:
+        if silent[file]:
+            continue
+        after = bisect.bisect(whole, file)
+        rates = [silent[other] / (groups[other] + 1) for other in whole[max(after - 1, 0) : after + 1]]
+        if not rates or (1 - min(rates)) ** groups[file] < _CHANCE:
+            filtered.append(file)
+    return filtered
 
 
 def _seem_added_to(sessions: Iterable[str]) -> bool:
@@ -231,7 +260,7 @@ def _score(row: dict[str, Any]) -> float:
 def _is_dump(file: Path) -> bool:
     try:
         with open_regular(file) as lines:
-            row = json.loads(lines.readline())
+            row = json.loads(next(lines_of(lines), b""))
     except (OSError, ValueError, RecursionError):
         return False  # read_table then reports what is wrong with the file
     return isinstance(row, dict) and row.keys() >= _FIELDS

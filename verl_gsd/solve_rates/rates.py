@@ -24,8 +24,9 @@ class SolveRates:
         row: (n,) int64, the row of each entry in the file, starting at 0; None if rows were pooled by prompt.
         n_rows: the number of rows of the file, including skipped ones; 0 if rows were pooled.
         graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
-        mixed_groups: the number of groups if the source has mixed groups only, as the dumps of a run with dynamic
-            sampling; else 0. Such rates are not those of the prompts: groups that agreed are missing.
+        mixed_groups: the number of groups in dumps that seem to have mixed groups only because of dynamic sampling.
+            The rates are not those of the prompts: groups that agreed are missing.
+        mixed_files: the number of these dumps.
         unmarked_files: the number of dumps that seem to have responses of earlier steps and do not mark them. These
             count as responses of the policy.
         from_dumps: whether the source is verl's dumps.
@@ -41,6 +42,7 @@ class SolveRates:
     n_rows: int = 0
     graded: int = 0
     mixed_groups: int = 0
+    mixed_files: int = 0
     unmarked_files: int = 0
     from_dumps: bool = False
 
@@ -62,10 +64,11 @@ class SolveRates:
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
         if self.mixed_groups:
             sentences.append(
-                f"All {self.mixed_groups} groups in {self.path} are mixed. Dynamic sampling (algorithm.filter_groups) "
-                "evicts the silent groups, and verl dumps only what it trains on. If the run had it, silent groups are "
-                "understated below, and gain is overstated. No figure is therefore called unbiased. Set --solve-rates "
-                "to the folder of the verl-gsd run, whose records have the evicted groups."
+                f"All {self.mixed_groups} groups in {self.mixed_files} dumps of {self.path} are mixed. Dynamic "
+                "sampling (algorithm.filter_groups) evicts the silent groups, and verl dumps only what it trains on. "
+                "If the run had it in these steps, silent groups are understated below, and gain is overstated. No "
+                "figure is therefore called unbiased. Set --solve-rates to the folder of the verl-gsd run, whose "
+                "records have the evicted groups."
             )
         if self.unmarked_files:
             sentences.append(

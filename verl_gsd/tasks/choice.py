@@ -81,6 +81,10 @@ def final_letter(text: str) -> str | None:
 _LETTERS_ONLY = re.compile(r"\(?[A-J]\)?(?:[\s,]*(?:and\s+)?\(?[A-J]\)?)*")
 
 
+#: A small letter needs a bracket, because it may also be a variable.
+_IN_BRACKETS = re.compile(r"\(?([a-j])\)|\[([A-Ja-j])\]")
+
+
 _SEPARATED = re.compile(r"\(?[A-J]\)?(?:(?:\s*,\s*(?:and\s+)?|\s*and\s+)\(?[A-J]\)?)+")
 
 
@@ -91,12 +95,15 @@ def chosen_letters(answer: str, or_with_reason: bool = False) -> tuple[str, ...]
     need to be different, and in order if nothing separates them, because ``BA`` may also be a product.
 
     Args:
-        or_with_reason: whether the text of the option may follow the letter: ``(D) 12``, ``E - a score``.
+        or_with_reason: whether the text of the option may follow the letter: ``(D) 12``, ``E - a score``. The letter
+            may then also be a small one with a bracket, ``(d)``, or stand in square brackets.
     """
     text = _MARKUP.sub("", answer).strip(" .")
     if _LETTERS_ONLY.fullmatch(text):
         letters = tuple(re.findall("[A-J]", text))
         in_order = tuple(sorted(set(letters)))
         return in_order if letters == in_order or (_SEPARATED.fullmatch(text) and len(in_order) == len(letters)) else ()
+    if or_with_reason and (bracketed := _IN_BRACKETS.fullmatch(text)):
+        return ((bracketed[1] or bracketed[2]).upper(),)
     letter = final_letter(rf"\boxed{{{answer}}}") if or_with_reason else None
     return (letter,) if letter else ()

@@ -7,7 +7,8 @@ The rules, by the structure of the answers (``structure.py``):
 - Two values with letters are equal if they agree wherever both are real, at points of both signs, and at whole numbers
   if there are too few such points (factorials, ``(-1)^n``, sums). Letters that differ in case are different. If only
   one of them has bars of absolute value, both must be real at the same points.
-- Two equations are equal if the differences of their sides have a constant ratio.
+- Two equations are equal if the differences of their sides have a constant ratio, up to a denominator. Two
+  inequalities keep their denominators, whose sign may not be known, and they are not solved.
 - A list or set is equal in any order. A tuple and an interval keep their order and their brackets. A tuple equals a
   vector, and no tuple equals a list.
 - An inequality in one letter equals the set of its solutions.
@@ -16,6 +17,7 @@ The rules, by the structure of the answers (``structure.py``):
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence as Items
@@ -25,17 +27,19 @@ import sympy
 
 from verl_gsd.tasks.notation import normalize_latex
 from verl_gsd.tasks.quantities import reconciled
-from verl_gsd.tasks.real_sets import letter_of, real_set, same_sets
+from verl_gsd.tasks.real_sets import letters_of, real_set, same_sets
 from verl_gsd.tasks.structure import (
     Case,
     Family,
     Matrix,
+    Membership,
     Named,
     Node,
     NotUnderstoodError,
     Progression,
     Relation,
     Sequence,
+    Union,
     Unordered,
     Value,
     read,
@@ -53,15 +57,20 @@ from verl_gsd.tasks.values import (
     values_at_points,
 )
 
-#: The constant of integration, in either case.
-_CONSTANT = re.compile(r"\+\s*([cC])$")
+#: The constant of integration, and the letters of an antiderivative: ``2a+c`` is a sum.
+_CONSTANT, _VARIABLES = re.compile(r"\+\s*([cC])$"), set("rstuvwxyz")
 _UNIT_VECTOR = re.compile(r"\\(?:mathbf|hat|vec|bm)\s*\{?\s*\\?(i|j|k)(?:math)?\s*\}?")
 #: A name that may stand before an equals sign without being part of the answer.
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?\s*(?:\([^()]*\))?)|\\frac\{d[a-z]\}\{d[a-z]\}|\([a-zA-Z](?:\s*,\s*[a-zA-Z])*\)"
 )
+#: ``\\ln(x) = 2`` and ``f(2x) = x`` are equations for x and f, and ``f(2) = 5`` is a name and its value.
+_EQUATION = re.compile(
+    r"\\(?:a?(?:sin|cos|tan|cot|sec|csc)h?|arc(?:sin|cos|tan)|ln|log|lg|exp)(?![A-Za-z])"
+    r"|[a-z](?:_\{?\w\}?)?\s*\((?=[^()]*[A-Za-z])[^()A-Z,]*(?<![_{])[-+0-9][^()A-Z,]*\)$"
+)
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
-_CALL = re.compile(r"\\?([A-Za-z])(?:_\{?\w\}?)?\s*\(\s*([a-z])\s*\)")
+_CALL = re.compile(r"\\?([A-Za-z](?:_\{?\w\}?)?)\s*\(\s*([a-z])\s*\)")
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+")
 
@@ -71,7 +80,7 @@ def are_equal(answer: str, truth: str) -> bool | None:
     if _compact(answer) == _compact(truth):
         return True
     try:
-        if all(_CONSTANT.search(text) and _has_one_other_letter(text) for text in (answer, truth)):
+        if _are_antiderivatives(answer, truth):
             return _same_antiderivatives(*(_CONSTANT.sub("", text) for text in (answer, truth)))
         a, b = _structure(answer), _structure(truth)
         if isinstance(a, Value) and isinstance(b, Value):  # the caller has reconciled units
@@ -92,8 +101,11 @@ def _same_antiderivatives(answer: str, truth: str) -> bool:
     return left.free_symbols == right.free_symbols and differ_by_constant(left, right)
 
 
-def _has_one_other_letter(text: str) -> bool:
-    return len(_letters(text) - {"c", "C", "e"}) == 1
+def _are_antiderivatives(answer: str, truth: str) -> bool:
+    """Whether both end in a constant of integration after one letter. A small c in both may also be a number."""
+    constants = [constant[1] for constant in map(_CONSTANT.search, (answer, truth)) if constant]
+    letters = [_letters(text) - {"c", "C", "e"} for text in (answer, truth)]
+    return len(constants) == 2 and "C" in constants and all(len(s) == 1 and s <= _VARIABLES for s in letters)
 
 
 def _letters(text: str) -> set[str]:
@@ -153,6 +165,26 @@ def _same_named(a: Node, b: Node) -> bool | None:
     return None
 
 
+def _same_memberships(a: Node, b: Node) -> bool | None:
+    r"""``x \in (1,2)`` against the same in the same letter, or against ``(1,2)`` without a letter."""
+    if isinstance(a, Membership) and isinstance(b, Membership):
+        return _compact(a.element) == _compact(b.element) and _equal(a.domain, b.domain)
+    for membership, other in ((a, b), (b, a)):
+        if isinstance(membership, Membership):
+            name = _name_of_list(other) if isinstance(other, Unordered) else None
+            names = letters_of(other) | ({name} if name else set())
+            is_same_letter = names <= {_compact(membership.element)} and _is_name(membership.element)
+            return is_same_letter and _equal(membership.domain, other)
+    return None
+
+
+def _same_conditions(a: Node, b: Node) -> bool | None:
+    """Conditions on several letters, which have to be the same ones in some order."""
+    if not isinstance(a, Union) or not isinstance(b, Union):
+        return None
+    return a.sign == b.sign != "minus" and _same_parts(list(a.parts), list(b.parts))
+
+
 def _same_progressions(a: Node, b: Node) -> bool | None:
     if not isinstance(a, Progression) or not isinstance(b, Progression):
         return None
@@ -195,13 +227,22 @@ def _same_assignments(a: Node, b: Node) -> bool | None:
 
 
 def _same_lists(a: Node, b: Node) -> bool | None:
-    """Two lists in some order, or in their own order if only one of them has names for its parts."""
+    """Two lists in some order. If only one has names for its parts, these must be in order, and both orders count."""
     if not isinstance(a, Unordered) or not isinstance(b, Unordered):
         return None
-    names = [sum(isinstance(part, Named) for part in node.parts) for node in (a, b)]
-    if 0 in names and any(names):
-        return _all_equal(a.parts, b.parts)
+    names = [_part_names(node) for node in (a, b)]
+    if [] in names and any(names):
+        return all(several == sorted(several) for several in names) and _all_equal(a.parts, b.parts)
     return _same_parts(list(a.parts), list(b.parts))
+
+
+def _part_names(node: Unordered) -> list[str]:
+    names = [
+        part.name if isinstance(part, Named) else part.element
+        for part in node.parts
+        if isinstance(part, (Named, Membership))
+    ]
+    return list(map(_compact, names))
 
 
 def _same_sequences(a: Node, b: Node) -> bool | None:
@@ -213,9 +254,9 @@ def _same_sequences(a: Node, b: Node) -> bool | None:
 
 
 def _same_sets(a: Node, b: Node) -> bool | None:
-    """Sets of real numbers in the same letter, if they have one."""
-    if len({letter_of(node) for node in (a, b)} - {None}) > 1:
-        return False
+    """Sets of real numbers in the same letter, if they have one. None for conditions on several letters."""
+    if len(letters_of(a) | letters_of(b)) > 1:
+        return None
     left, right = real_set(a), real_set(b)
     return left is not None and right is not None and same_sets(left, right)
 
@@ -272,35 +313,42 @@ def _same_parts(a: list[Node], b: list[Node]) -> bool:
     if len(a) != len(b):
         return False
     for part in a:
-        match = next((other for other in b if _equal(part, other)), None)
+        match = next((other for other in b if _same_elements(part, other)), None)
         if match is None:
             return False
         b.remove(match)
     return True
 
 
+def _same_elements(a: Node, b: Node) -> bool:
+    """Whether two parts of lists are equal. A set of one number is not that number here: {{1}} is not {1}."""
+    is_set_and_value = {type(a), type(b)} == {Unordered, Value}
+    return not is_set_and_value and _equal(a, b)
+
+
 def _unwrapped(node: Node, other: Node, *, is_answer: bool) -> Node:
     """A node without the name before its equals sign, if ``other`` has none, and with the last side of a chain."""
-    if isinstance(node, Unordered) and isinstance(node.parts[0], Relation) and isinstance(other, Unordered):
-        first, *rest = node.parts
-        named = (
-            isinstance(first, Relation)
-            and _value_of(first) is not None
-            and not any(isinstance(part, Relation) for part in rest)
-        )
-        if isinstance(first, Relation) and named and rest:  # n = 1, 2, 3
-            node = Unordered((Value(first.sides[-1]), *rest))
-        elif not any(isinstance(part, Relation) for part in other.parts):
-            values = [_value_of(part) for part in node.parts if isinstance(part, Relation)]
-            names = {_compact(part.sides[0]) for part in node.parts if isinstance(part, Relation)}
-            if len(values) == len(node.parts) and None not in values and len(names) == 1:
-                node = Unordered(tuple(value for value in values if value is not None))
-        return node
+    if isinstance(node, Unordered) and isinstance(other, Unordered):
+        name, other_name = _name_of_list(node), _name_of_list(other)
+        is_other_named = other_name is not None or any(isinstance(part, Relation) for part in other.parts)
+        if name is None or (is_other_named and name != other_name):
+            return node
+        values = [_value_of(part) or part for part in node.parts]
+        return dataclasses.replace(node, parts=tuple(values))
     if isinstance(node, Relation) and not isinstance(other, (Relation, Unordered)):
         return _value_of(node, is_answer=is_answer) or node
     if isinstance(node, Relation) and isinstance(other, Unordered) and not isinstance(other.parts[0], Relation):
         return _value_of(node, is_answer=is_answer) or node
     return node
+
+
+def _name_of_list(node: Unordered) -> str | None:
+    """The name that all parts of a list have, or only the first: ``n=1, n=2`` and ``n = 1, 2``; None for others."""
+    relations = [part for part in node.parts if isinstance(part, Relation)]
+    names = {_compact(relation.sides[0]) for relation in relations}
+    is_named = bool(relations) and all(_value_of(relation) is not None for relation in relations)
+    is_first = len(node.parts) > 1 and relations == [node.parts[0]]
+    return names.pop() if is_named and len(names) == 1 and (is_first or len(relations) == len(node.parts)) else None
 
 
 def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
@@ -322,13 +370,21 @@ def _value_of(node: Node, *, is_answer: bool = False) -> Node | None:
 
 
 def _is_name(side: str) -> bool:
+    """Whether a side is a name that may be left out. Names of several values must be in alphabetical order."""
+    names = side.strip("() ").split(",")
+    if side.strip().startswith("(") and [name.strip() for name in names] != sorted(name.strip() for name in names):
+        return False
+    if _EQUATION.match(side.strip()):
+        return False
     return bool(_NAME.fullmatch(side.strip()) or re.fullmatch(r"\\text\{[^{}]*\}", side.strip()))
 
 
 def _is_sum_of_letters(side: str) -> bool:
     """Whether an expression of two or more letters has no number but exponents: ``m+n``, ``x^2+y^2``."""
+    if _EQUATION.match(side.strip()):
+        return False
     bare = re.sub(r"_(?:\{[^{}]*\}|\w)|\\[a-z]+|\^\s*(?:\{[0-9]\}|[0-9])", "", side)
-    return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9]", bare)
+    return len(set(re.findall("[A-Za-z]", bare))) > 1 and not re.search("[0-9,]", bare)
 
 
 def _same_families(a: Node, b: Node) -> bool | None:
@@ -340,6 +396,10 @@ def _same_families(a: Node, b: Node) -> bool | None:
         return False
     parameter = families[0].parameter
     left, right = (_member(node, parameter) for node in (a, b))
+    values = [_value_of(member) for member in (left, right)]
+    if None not in values and not _have_one_name(left, right):
+        return _equal(left, right)
+    left, right = (value or member for value, member in zip(values, (left, right), strict=True))
     if len(families) == 2 and families[0].domain == "Z" and isinstance(left, Value) and isinstance(right, Value):
         lattice, other_lattice = _lattice(left.text, parameter), _lattice(right.text, parameter)
         if lattice is not None and other_lattice is not None:
@@ -348,10 +408,12 @@ def _same_families(a: Node, b: Node) -> bool | None:
 
 
 def _member(node: Node, parameter: str) -> Node:
-    """The member of a family in the given parameter, without a name before its equals sign."""
-    member = node.member if isinstance(node, Family) else node
-    member = _value_of(member) or member
-    return _renamed(member, node.parameter, parameter) if isinstance(node, Family) else member
+    """The member of a family in the given parameter."""
+    return _renamed(node.member, node.parameter, parameter) if isinstance(node, Family) else node
+
+
+def _have_one_name(a: Node, b: Node) -> bool:
+    return isinstance(a, Relation) and isinstance(b, Relation) and _compact(a.sides[0]) == _compact(b.sides[0])
 
 
 def _same_lattices(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
@@ -405,7 +467,12 @@ def _same_relations(a: Node, b: Node) -> bool | None:
         return verdict
     if len(a.signs) != 1 or len(b.signs) != 1 or not {a.signs[0], b.signs[0]} <= _TURNED.keys():
         return None
-    ratio = _constant_ratio(_difference(a), _difference(b))
+    left, right = _difference(a), _difference(b)
+    if {a.signs[0], b.signs[0]} == {"="}:
+        left, right = (sympy.numer(sympy.together(side)) for side in (left, right))
+    elif sympy.denom(sympy.together(left)).free_symbols != sympy.denom(sympy.together(right)).free_symbols:
+        return None  # the sign of a denominator with letters is not known
+    ratio = _constant_ratio(left, right)
     if ratio is None:
         return None
     is_turned = ratio < 0 and a.signs[0] not in ("=", "!=")
@@ -423,7 +490,7 @@ def _same_definitions(a: Relation, b: Relation) -> bool | None:
     call, other_call = map(_CALL.fullmatch, names)
     if call and other_call and call[1] == other_call[1]:  # f(t) = 3t is f(x) = 3x
         return _equal(_renamed(value, call[2], other_call[2]), other)
-    is_another_function = "f(x)" in names or ("y" in names and (call or other_call))
+    is_another_function = (call and other_call) or "f(x)" in names or ("y" in names and (call or other_call))
     return False if is_another_function else None
 
 
@@ -436,7 +503,6 @@ def _constant_ratio(left: Any, right: Any) -> Any:
     """The ratio of two expressions with letters if it is the same at all points, else None."""
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         return None
-    left, right = (sympy.numer(sympy.together(side)) for side in (left, right))
     pairs = [(x, y) for x, y in values_at_points(left, right) if x is not None and y is not None]
     ratios = [x / y for x, y in pairs if y]
     if len(ratios) < ENOUGH or len(ratios) < len(pairs) or not ratios[0]:
@@ -481,6 +547,7 @@ def _factor_and_matrix(text: str) -> tuple[Any, Any]:
 _RULES = (
     _same_values,
     _same_named,
+    _same_memberships,
     _same_progressions,
     _same_families,
     _same_cases,
@@ -491,4 +558,5 @@ _RULES = (
     _same_sequences,
     _same_relations,
     _same_sets,
+    _same_conditions,
 )

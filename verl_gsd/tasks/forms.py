@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from verl_gsd.tasks.units import NOT_A_UNIT
 from verl_gsd.tasks.word_forms import in_usual_words
 
 _GREEK = (
@@ -172,6 +173,8 @@ _OTHER_COMMANDS = [
         ("ne", r"\\neq"),
     )
 ]
+#: A matrix with a bar between its columns, which is a system of equations and not read as a matrix.
+_AUGMENTED = re.compile(r"\\begin\{array\}(?=\{[lcr ]+\|[|lcr ]*[lcr])")
 _OVER = re.compile(r"\{([^{}]*[^{}\s])\s*\\over(?![A-Za-z])\s*([^{}]+)\}")
 _CHOOSE = re.compile(r"\{?([^{}]*[^{}\s])\s*\\choose(?![A-Za-z])\s*([^{}]+)\}?")
 _BINOMIAL = re.compile(r"\\[dt]?binom\s*([0-9A-Za-z])\s*([0-9A-Za-z])")
@@ -182,6 +185,7 @@ def usual_commands(text: str) -> str:
     r"""One command per sign: ``{1 \over 2}`` and ``\dfrac12`` are fractions, ``C_5^2`` is ``\binom{5}{2}``."""
     for command, usual in _OTHER_COMMANDS:
         text = command.sub(usual, text)
+    text = _AUGMENTED.sub(r"\\begin{augmented}", text)
     if r"\over" in text:
         text = _OVER.sub(r"\\frac{\1}{\2}", text)
     if r"\choose" in text:
@@ -195,7 +199,11 @@ def _without_text(name: re.Match) -> str:
 
 
 def _as_binomial(symbol: re.Match) -> str:
-    return rf"\binom{{{symbol[1] or symbol[2]}}}{{{symbol[3] or symbol[4]}}}"
+    """``C_5^2`` as a binomial coefficient. ``C_1^2`` is a constant that is squared."""
+    lower, upper = symbol[1] or symbol[2], symbol[3] or symbol[4]
+    if lower.isdecimal() and upper.isdecimal() and int(lower) < int(upper):
+        return symbol[0]
+    return rf"\binom{{{lower}}}{{{upper}}}"
 
 
 _FUNCTIONS = r"arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
@@ -205,7 +213,9 @@ _LOGARITHM = re.compile(r"(?<![A-Za-z\\])log_?(2|10)\s*\(")
 _PLAIN_NAME = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|omega|phi)(?![A-Za-z])")
 _PI_TIMES = re.compile(r"(?<![A-Za-z\\])pi(?=[a-z](?![A-Za-z]))")
 _PLAIN_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|Infinity|infty|inf|oo)(?![A-Za-z])")
-_COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\neq "), ("=<", r"\le "))
+_COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("=<", r"\le "))
+#: Right after a number or letter, the sign may be that of a factorial: ``n!=6``.
+_NOT_EQUAL = re.compile(r"(?<![A-Za-z0-9)}])!=")
 
 
 def from_plain_notation(text: str) -> str:
@@ -214,6 +224,7 @@ def from_plain_notation(text: str) -> str:
         return re.sub(r"\\text\{\s*([-+]?)\s*infinity\s*\}", r"\1\\infty", text)
     for sign, latex in _COMPARISONS:
         text = text.replace(sign, latex)
+    text = _NOT_EQUAL.sub(r"\\neq ", text)
     if "*" in text:
         text = re.sub(r"\*(?!10\^)", r"\\cdot ", text.replace("**", "^"))
     if not _LETTERS.search(text):
@@ -420,16 +431,37 @@ _QUALIFIER = re.compile(
     r"(?P<text>(?:for (?:all|every|any|each)|since|because|as)\b.*)"
     r"|\s*,?\s+\(?(?P<bare>(?:for (?:all|every|any|each)|since|because)\b.*)"
 )
+_ROUNDED = (
+    r"-?[0-9][0-9,]*(?<!,)(?:\.[0-9]+)?(?:\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{?-?[0-9]+\}?)?"
+    r"(?:\s*(?:\.\.\.|\\[lc]?dots))?(?:\s*(?:\\?%|\^\s*\{?\s*\\circ\s*\}?|°))?(?:\s*\\text\{[^{}]*\})?"
+)
+#: A rounded value at the end of one answer, or of one of several. After ``or`` it needs a decimal point, because
+#: ``\sqrt3 or about 9`` may be two answers.
 _ROUNDED_TOO = re.compile(
-    r"\s*\(?\s*(?:\\approx|\\simeq|\\text\{\s*\(?\s*(?:or )?(?:approximately|approx\.?|about)\b).*"
+    rf"\s*(?:\(\s*(?:\\approx|\\simeq|\\text\{{\s*(?:approximately|approx\.?|about)\s*\}})\s*{_ROUNDED}\s*\)"
+    rf"|\\text\{{\s*\(\s*(?:approximately|approx\.?|about)\s*\}}\s*{_ROUNDED}\s*\)"
+    rf"|(?:\\approx|\\simeq|\\text\{{\s*(?:approximately|approx\.?|about)\s*\}})\s*{_ROUNDED}"
+    rf"|\\text\{{\s*(?:or )(?:approximately|approx\.?|about)\s*\}}\s*(?=-?[0-9]+\.){_ROUNDED}"
+    r"|\s*\\text\{\s*\(?\s*(?:(?:approximately|approx\.?|about)\s+-?[0-9.]*[0-9]"
+    r"|or (?:approximately|approx\.?|about)\s+-?[0-9]+\.[0-9]+)\s*\)?\s*\})"
+    r"(?=\s*(?:$|[,;]|\\text\{\s*(?:or|and|,)\s*\}|(?:or|and)(?![A-Za-z])|\)\s*$))"
 )
 _EXACT = re.compile(r"\\(?:sqrt|frac|pi|ln|log|e)|\^|/")
 
 
 def without_approximation(text: str) -> str:
-    r"""Without the rounded value after an exact one: ``\frac{\pi}{4} \approx 0.785``. ``x \approx 3`` stays."""
-    rounded = _ROUNDED_TOO.search(text)
-    return text[: rounded.start()] if rounded and _EXACT.search(text[: rounded.start()]) else text
+    r"""Without the rounded values after exact ones: ``\frac{\pi}{4} \approx 0.785``. ``x \approx 3`` stays.
+
+    In a list, each value loses only its own rounded value.
+    """
+    pieces, end = [], 0
+    for rounded in _ROUNDED_TOO.finditer(text):
+        exact = text[end : rounded.start()]
+        if not _EXACT.search(exact):
+            return text
+        pieces.append(exact)
+        end = rounded.end()
+    return "".join(pieces) + text[end:]
 
 
 _RESTATED = re.compile(
@@ -448,16 +480,30 @@ def restated_as_equation(text: str) -> str:
 def split_qualifier(text: str) -> tuple[str, str]:
     r"""An answer and what stands after it: ``f(x)=2x`` and ``for all x``.
 
-    Only what does not restrict the answer to a part of the cases is a qualifier: ``for all``, ``since``, not ``if``.
+    Only ``for all`` and reasons are qualifiers, not ``if``. Whether a qualifier restricts the answer to a part of the
+    cases is for ``is_restriction`` to say.
     """
     text = text.replace(r"\forall", r"\text{ for all }")
     found = _QUALIFIER.search(text)
     if found is None or not found.start():
         return text, ""
-    qualifier = re.sub(
-        r"\\text\b|\\in\b|\\mathbb\b|real|numbers?|[{}$\s().,]|\\[ ,;]", "", found["text"] or found["bare"]
-    )
-    return text[: found.start()].rstrip(" ,"), qualifier
+    qualifier = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", found["text"] or found["bare"])
+    if qualifier.count("{") < qualifier.count("}"):  # the qualifier begins inside a \text
+        qualifier = qualifier.replace("}", "", 1)
+    qualifier = re.sub(r"\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)|\b(?:real|numbers?)\b", "", qualifier)
+    return text[: found.start()].rstrip(" ,"), re.sub(r"[$\s]|\\[ ,;]", "", qualifier).strip(".,;)")
+
+
+_VARIABLE = r"(?:[A-Za-z](?:_\{?[0-9a-z]\}?)?|\\(?:alpha|beta|gamma|theta|lambda|mu|phi)(?![a-z]))"
+_UNRESTRICTED = re.compile(
+    r"for(?:all|every|any|each)(?:positive|non-?negative|natural|rational|complex|integers?|(?:values?|choices?)of)*"
+    rf"(?:{_VARIABLE}(?:(?:,|and){_VARIABLE})*(?:\\in\\mathbb\{{?[A-Z]\}}?(?:\^\{{?[+*]\}}?)?)?|[kmn](?:\\ge[01]|>0))?"
+)
+
+
+def is_restriction(qualifier: str) -> bool:
+    """Whether a qualifier of ``split_qualifier`` restricts an answer, as ``for all n > 2`` does."""
+    return qualifier.startswith("for") and _UNRESTRICTED.fullmatch(qualifier) is None
 
 
 _ARROW = re.compile(r"([A-Za-z])\s*(?::|\\colon(?![a-z]))\s*([a-z])\s*\\mapsto(?![a-z])\s*")
@@ -503,6 +549,25 @@ def units_in_one_notation(text: str) -> str:
     return _POWERS_IN_TEXT.sub(lambda unit: _POWER.sub(r"^\1", unit[0]), text)
 
 
+_NAMED_VALUE = re.compile(
+    r"(?:\\text\{\s*(?P<words>[A-Za-z][A-Za-z ]*[A-Za-z])\s*(?:(?P<inside>[=:])\s*\}|\}\s*[=:])"
+    r"|\\angle\s*\{?(?P<corner>[A-Z])\}?\s*=)\s*(?P<value>[^=,;:<>]+)"
+)
+_RATIO_IN_WORDS = re.compile(r"([0-9]+)\s*(?:\\text\{\s*to\s*\}|to)\s*([0-9]+)")
+
+
+def named_value(text: str) -> str:
+    r"""A value after its name, as an equation: ``\text{Area: } 9`` is ``N_{area} = 9``. ``3 to 5`` is ``3:5``."""
+    if ratio := _RATIO_IN_WORDS.fullmatch(text):
+        return f"{ratio[1]}:{ratio[2]}"
+    named = _NAMED_VALUE.fullmatch(text)
+    words = (named["words"] or f"angle {named['corner']}").split() if named else []
+    if named is None or any(map(NOT_A_UNIT.fullmatch, words)) or len("".join(words)) < 3:
+        return text
+    name = words[0].lower() + "".join(words[1:])
+    return rf"N_{{{name}}} = {named['value']}"
+
+
 _RUN_OF_SPACE = re.compile(r"\s+")
 
 
@@ -517,6 +582,7 @@ def latex_form(text: str) -> str:
     text = in_usual_words(named_figures(text))
     text = _RUN_OF_SPACE.sub(" ", _SPACE.sub(" ", text))
     text = mixed_as_fraction(units_in_one_notation(text))
+    text = named_value(text)
     text = from_plain_notation(text) if _PLAIN.search(text) else text
     text = functions_in_one_notation(restated_as_equation(without_approximation(text)))
     return _RUN_OF_SPACE.sub(" ", undecorated(degrees(text)))

@@ -28,10 +28,10 @@ from verl_gsd.python_commands import module_command
 from verl_gsd.tasks.answers import LONGEST_ANSWER, final_answer
 from verl_gsd.tasks.answers import last_boxed as last_boxed  # code that reads reference solutions imports it from here
 from verl_gsd.tasks.choice import chosen_letters
-from verl_gsd.tasks.forms import split_qualifier
+from verl_gsd.tasks.forms import is_restriction, split_qualifier
 from verl_gsd.tasks.notation import is_trivially_wrong, normalize_latex
 from verl_gsd.tasks.plain import equals_one_side, plain_equal
-from verl_gsd.tasks.quantities import reconciled, same_time
+from verl_gsd.tasks.quantities import other_words_conflict, reconciled, same_time
 from verl_gsd.tasks.screen import is_too_large
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,8 @@ def _verdict(answer: str, truth: str) -> tuple[bool | None, str]:
     (answer, qualifier), (truth, other_qualifier) = split_qualifier(answer), split_qualifier(truth)
     if (qualifier and other_qualifier and qualifier != other_qualifier) or is_trivially_wrong(answer, truth):
         return False, "contradiction"
+    if qualifier != other_qualifier and is_restriction(qualifier or other_qualifier):
+        return False, "doubtful"
     if equals_one_side(answer, truth):
         return True, "one side"
     is_same_time = same_time(answer, truth)
@@ -218,7 +220,7 @@ def _verdict_on_quantities(answer: str, truth: str) -> tuple[bool | None, str]:
     """The same for answers without qualifiers, which may have units."""
     in_one_unit = reconciled(answer, truth)
     if in_one_unit is None:
-        return False, "units"
+        return False, "doubtful" if other_words_conflict(answer, truth) else "units"
     right = plain_equal(*in_one_unit)
     if right is not None:
         return right, "numbers"

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from verl_gsd.tasks.forms import split_currency
 from verl_gsd.tasks.plain import LONGEST
+from verl_gsd.tasks.units import words_conflict
 
 _PREFIXES = {"": 0, "k": 3, "c": -2, "m": -3, "M": 6, "G": 9, "T": 12, "d": -1, "n": -9, "p": -12, "u": -6, "f": -15}
 #: Symbols that take prefixes, in SI base units: (factor, kind).
@@ -104,6 +105,9 @@ _END = re.compile(
     rf"{_IN_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{_IN_TEXT})*|\s[A-Za-zµ][A-Za-z /.]*(?:\^\{{?[1-4]\}}?)?)"
 )
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\\text\{([^{}0-9]+)\}")
+#: Factors between two units with more digits than this are not computed. A response may put together units at will,
+#: and Python prints at most 4,300 digits.
+FACTOR_DIGITS = 200
 #: ``3 m`` without ``\text`` is a product.
 _ONE_LETTER = re.compile(r"\s*[A-Za-zµ](?:\^\{?[1-4]\}?)?")
 
@@ -117,15 +121,20 @@ class Unit:
 
 
 _PERCENT, _DEGREE, _RADIAN = (Unit(Fraction(1), ((name, 1),)) for name in ("percent", "degree", "radian"))
-_SIGN = re.compile(r"([^,=]*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*\}?|°)")
+#: An angle with one sign of degrees, at its end.
+_SIGN = re.compile(r"((?:(?!\\circ|°)[^,=])*[0-9)}])\s*(?:(?P<percent>\\?%)|\^\s*\{?\s*\\circ\s*\}?|°)")
 
 
 def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
-    """Two answers in one unit and without it. None if their units are of different kinds.
+    """Two answers in one unit and without it.
+
+    None if their units are of different kinds or of absurd sizes, or if other words conflict.
 
     A sign of percent or degrees stays if only one of the two has it, because the comparison then reads it.
     """
     (number, unit), (other_number, other_unit) = _split(answer), _split(truth)
+    if other_words_conflict(answer, truth):
+        return None
     if unit is None or other_unit is None:
         return (answer, truth) if (unit or other_unit) in (_PERCENT, _DEGREE) else (number, other_number)
     if (unit, other_unit) == (_DEGREE, _RADIAN):
@@ -134,9 +143,23 @@ def reconciled(answer: str, truth: str) -> tuple[str, str] | None:
         return number, _in_radians(other_number)
     if unit.kind != other_unit.kind:
         return None
-    if unit.factor != other_unit.factor:
-        return _scaled(number, unit.factor / other_unit.factor), other_number
-    return number, other_number
+    if unit.factor == other_unit.factor:
+        return number, other_number
+    factor = unit.factor / other_unit.factor
+    return None if _is_long(factor) else (_scaled(number, factor), other_number)
+
+
+def _is_long(factor: Fraction) -> bool:
+    return max(abs(factor.numerator), factor.denominator) >= 10**FACTOR_DIGITS
+
+
+def other_words_conflict(answer: str, truth: str) -> bool:
+    """Whether words that are not units of the tables on both sides leave it in doubt that two answers are equal."""
+    (number, unit), (other_number, other_unit) = _split(answer), _split(truth)
+    is_money = any(split_currency(text)[1] for text in (answer, truth))
+    if unit is not None and other_unit is not None:
+        answer, truth = number, other_number
+    return words_conflict(answer, truth, is_money=is_money)
 
 
 def _in_radians(degrees: str) -> str:
@@ -178,7 +201,8 @@ def _compound(text: str, parts: list[tuple[str, str]]) -> tuple[str, Unit | None
     value = sum(
         (Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True) if unit), Fraction(0)
     )
-    return _scaled("1", value / first.factor), first
+    factor = value / first.factor
+    return (text, None) if _is_long(factor) else (_scaled("1", factor), first)
 
 
 def parse_unit(text: str) -> Unit | None:

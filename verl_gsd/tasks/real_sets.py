@@ -5,12 +5,13 @@ Only the comparison process (``maths_worker.py``) imports this module.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
 import sympy
 
-from verl_gsd.tasks.structure import Node, Relation, Sequence, Union, Unordered, Value
+from verl_gsd.tasks.structure import Membership, Node, Relation, Sequence, Union, Unordered, Value
 from verl_gsd.tasks.values import real_number, same_numbers
 
 _SETS = {r"\mathbb{R}": sympy.S.Reals, r"\mathbb{Z}": sympy.S.Integers, r"\emptyset": sympy.S.EmptySet}
@@ -20,10 +21,18 @@ _DISTANCE = re.compile(r"(?:\||\\lvert)\s*([a-z])\s*(?:([-+])\s*([^|a-z]+?))?\s*
 _LARGEST = 1000
 
 
+def letters_of(node: Node) -> set[str]:
+    """The letters of the inequalities in a set, each alone on its side. Intervals have none."""
+    if isinstance(node, Union):
+        return {letter for part in node.parts for letter in letters_of(part)}
+    if isinstance(node, Membership):
+        return {node.element.strip()}
+    letter = letter_of(node)
+    return set() if letter is None else {letter}
+
+
 def letter_of(node: Node) -> str | None:
     """The letter of an inequality in one letter."""
-    if isinstance(node, Union):
-        return next((letter for letter in map(letter_of, node.parts) if letter), None)
     if isinstance(node, Relation):
         if distance := _DISTANCE.fullmatch(node.sides[0]):
             return distance[1]
@@ -34,9 +43,15 @@ def letter_of(node: Node) -> str | None:
 
 
 def real_set(node: Node) -> Any:
-    """A set of real numbers as a set of sympy, or None."""
+    """A set of real numbers as a set of sympy, or None. Conditions on two letters are no such set."""
+    if len(letters_of(node)) > 1:
+        return None
+    if isinstance(node, Membership):
+        return real_set(node.domain)
     if isinstance(node, Value):
         return _SETS.get(node.text.strip())
+    if isinstance(node, Unordered) and not node.is_group and all(isinstance(part, Sequence) for part in node.parts):
+        return _disjoint(list(map(real_set, node.parts)))
     if isinstance(node, Unordered):
         values = [real_number(part.text) if isinstance(part, Value) else None for part in node.parts]
         return None if None in values else sympy.FiniteSet(*values)
@@ -54,6 +69,13 @@ def real_set(node: Node) -> Any:
     if isinstance(node, Relation):
         return _solutions(node)
     return None
+
+
+def _disjoint(intervals: list[Any]) -> Any:
+    """The union of a list of intervals; None if two overlap, because the list may mean their intersection."""
+    if None in intervals or any(not x.intersect(y).is_empty for x, y in itertools.combinations(intervals, 2)):
+        return None
+    return sympy.Union(*intervals)
 
 
 def _listed(numbers: Any) -> Any:

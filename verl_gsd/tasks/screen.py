@@ -16,6 +16,8 @@ DIGITS = 4000
 LARGE = 10**4
 
 _SPACE = re.compile(r"\s|\\[,!;: ]|\\left|\\right|(?<=\^)-|(?<=\^[{(])-")
+#: The numbers on both sides are factors: ``7^3 2^5``.
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])(?:\s|\\[,!;: ])+(?=[0-9])")
 #: Digits as in the text, or ``#12#`` for a computed large number of 12 digits.
 _NUMBER = r"(?:#[0-9]+#|[0-9]+)"
 #: A number alone in braces or parentheses, next to an operator or another brace.
@@ -30,9 +32,9 @@ def is_too_large(text: str) -> bool:
 
     Everything else in the text is ignored. Meant for texts of up to some thousand characters.
     """
-    text = _SPACE.sub("", text.replace("#", ""))
+    text = _SPACE.sub("", _BETWEEN_DIGITS.sub("*", text.replace("#", "")))
     while True:
-        text, replaced = _ALONE.subn(lambda match: match[1] or match[2], text)
+        text, replaced = _ALONE.subn(lambda match: _apart(match, match[1] or match[2]), text)
         if replaced:
             continue
         if _TOO_LARGE.search(text):
@@ -44,7 +46,14 @@ def is_too_large(text: str) -> bool:
         if log10 >= DIGITS:
             return True
         result = f"#{int(log10) + 1}#" if log10 >= math.log10(LARGE) else str(round(10**log10))
-        text = text[: operation.start()] + result + text[operation.end() :]
+        text = text[: operation.start()] + _apart(operation, result) + text[operation.end() :]
+
+
+def _apart(found: re.Match, number: str) -> str:
+    """The number that replaces a match, kept apart from its neighbours: ``7!3!`` is the product of 5040 and 3!."""
+    before = "*" if re.search("[0-9#)}]$", found.string[: found.start()]) else ""
+    after = "*" if re.match("[0-9#({]", found.string[found.end() :]) else ""
+    return before + number + after
 
 
 def _log10_of_result(base: str, exponent: str | None) -> float:

@@ -29,9 +29,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Unordered:
-    """A list of answers or a finite set, in any order."""
+    """A list of answers or a finite set, in any order.
+
+    Attributes:
+        is_group: whether the parts stay together in a longer list: a set in braces, or one solution of a system.
+    """
 
     parts: tuple[Node, ...]
+    is_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Relation:
-    r"""``sides[0] signs[0] sides[1] ...``; a sign is one of ``= < > <= >= != in``."""
+    r"""``sides[0] signs[0] sides[1] ...``; a sign is one of ``= < > <= >= !=``."""
 
     sides: tuple[str, ...]
     signs: tuple[str, ...]
@@ -76,7 +81,7 @@ class Union:
 
 @dataclass(frozen=True)
 class Case:
-    """A value under a condition, which is compared as text."""
+    """A value under a condition, which is compared as text. Letters keep their case, and words of it do not."""
 
     value: Node
     condition: str
@@ -96,6 +101,14 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Membership:
+    r"""An element and the set that it belongs to: ``x \in (1,2)``."""
+
+    element: str
+    domain: Node
+
+
+@dataclass(frozen=True)
 class Family:
     r"""Answers for each value of a parameter: ``2k\pi, k \in \mathbb{Z}``."""
 
@@ -104,9 +117,11 @@ class Family:
     domain: str
 
 
-Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Family
+Node = Value | Unordered | Progression | Sequence | Matrix | Relation | Union | Case | Named | Membership | Family
 
 _GROUPED = re.compile(r"\\?\$?[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_ZEROS = re.compile(",0")
+_LETTER = re.compile(r"\\?[A-Za-z]+(?:_(?:\{\w+\}|\w))?")
 _OPENING = ("(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil")
 _CLOSING = (")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil")
 _TOKEN = re.compile(
@@ -119,6 +134,11 @@ _OR, _AND = (
 )
 _LOGIC = re.compile(r"\\(?:lor|land|vee|wedge)(?![a-z])")
 _BARE_WORD = re.compile(r"\\text\{[^{}]*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])")
+#: The sign of a union that is too large, or the letter U between two intervals or sets.
+_UNION = re.compile(
+    r"\\bigcup(?![A-Za-z]|\s*(?:_|\\limits))"
+    r"|(?:(?<=\\\})|(?<=[)\]]))\s*(?<![A-Za-z])[Uu]\s*(?=[(\[][^()\[\]]*,[^()\[\]]*[)\]]|\\\{)"
+)
 _SIGNS = {
     "=": "=",
     "<": "<",
@@ -132,7 +152,7 @@ _SIGNS = {
 }
 _FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 _MATRIX = re.compile(
-    r"\\begin\{([pbvB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}"
+    r"\\begin\{([pbvB]?matrix|smallmatrix|array)\}(?:\{(?P<columns>[lcr|]*)\})?(?P<rows>.*)\\end\{\1\}"
     r"\s*(?P<transposed>\^\s*(?:T|\\top|\\intercal|\{\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})\s*\}))?",
     re.DOTALL,
 )
@@ -148,7 +168,8 @@ _DOMAIN = re.compile(
     r"(?:\\text\{\s*(?:where|for|with|and)\s*\})?\s*\(?([a-z])\s*\\in\s*\\mathbb\s*\{?([ZNRQ])\}?\s*\)?"
     r"|\(?([a-z])\s*(?:\\text\{)?\s*(?:is )?(?:an |any )?(integer)s?\}?\)?"
 )
-_BUILDER = re.compile(r"[a-z](?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
+_IN_TEXT, _WORD = re.compile(r"\\text\{([^{}]*)\}"), re.compile("[A-Za-z]{2,}")
+_BUILDER = re.compile(r"([a-z])(?:\s*\\in\s*\\mathbb\s*\{?([RZ])\}?)?")
 _POINT = re.compile(r"(?:\\text\{\s*)?([A-Z](?:_\{?[0-9]\}?)?'*)\s*\}?\s*(?:=\s*)?(?=\()")
 #: ``(a)`` or ``(ii)`` before a part of an answer, and words before a number.
 _LABEL = re.compile(
@@ -206,6 +227,7 @@ def read(text: str) -> Node:
         NotUnderstoodError: the text has no such structure.
     """
     text = _FRENCH.sub(_usual_brackets, text.strip())
+    text = _UNION.sub(r" \\cup ", text)
     if _LOGIC.search(text) and not any(token in _SIGNS for token in tokens(text)):
         raise NotUnderstoodError(text)  # a formula of logic
     text = _OR.sub(r" \\or ", _AND.sub(r" \\and ", text))
@@ -243,31 +265,95 @@ def _read_list(text: str, depth: int) -> Node:
     if permuted := _PERMUTATIONS.fullmatch(text):
         return _permutations(_read_list(permuted[1], depth + 1), is_cyclic=bool(permuted[2]))
     if congruence := _CONGRUENT.fullmatch(text):
-        return Family(Value(rf"{congruence[3] or congruence[4]}k+({congruence[2]})"), "k", "Z")
+        return _residues(congruence[1], congruence[2], congruence[3] or congruence[4])
     if _GROUPED.fullmatch(text):
         return Value(text.replace(",", ""))
-    pieces = [piece for piece in split_outside(text, {",", ";"}) if piece]
+    rows = [row for row in split_outside(text, {";"}) if row]
+    pieces = [piece for row in rows for piece in split_outside(row, {","}) if piece]
     if not pieces:
         raise NotUnderstoodError(text)
     if len(pieces) == 1:
         return _read_one(pieces[0], depth)
     if domain := _DOMAIN.fullmatch(pieces[-1]):
         return _family(_read_list(", ".join(pieces[:-1]), depth + 1), domain)
-    return _progression(pieces, depth) or Unordered(_flat([_read_list(piece, depth + 1) for piece in pieces]))
+    if progression := _progression(pieces, depth):
+        return progression
+    if 1 < len(rows) < len(pieces):  # commas inside, semicolons between
+        return _joined([_read_list(row, depth + 1) for row in rows], ";")
+    return Unordered(_solutions(_flat([_read_list(piece, depth + 1) for piece in pieces])))
 
 
 def _joined(parts: list[Node], sign: str) -> Node:
-    """Parts that ``or`` or ``and`` joins: a set if they are inequalities, else a list of answers."""
+    """Parts that ``or``, ``and`` or ``;`` joins: a set if they are inequalities, else a list of answers."""
     if all(map(_is_inequality, parts)):
         return Union(tuple(parts), sign)
     family = next((part for part in parts if isinstance(part, Family)), None)
     if family is not None:  # the domain of the last member belongs to all of them
         parts = [part if isinstance(part, Family) else Family(part, family.parameter, family.domain) for part in parts]
-    return Unordered(_flat(parts))
+    return Unordered(_flat(_with_groups(parts, sign)))
 
 
-def _family(member: Node, domain: re.Match) -> Family:
-    return Family(member, domain[1] or domain[3], domain[2] or "Z")
+def _with_groups(parts: list[Node], sign: str) -> list[Node]:
+    """The parts of a list, with the values of one solution as a group: ``x=1, y=4 or x=3, y=2`` has two groups.
+
+    ``x=1, y=2 and z=3`` is one solution, and no group. ``x=1 or y=2`` is two.
+    """
+    names = [_assigned(part) for part in parts]
+    distinct = {name for several in names for name in several}
+    is_one_solution = sign != "or" and all(names) and len(distinct) == sum(map(len, names))
+    are_lists = all(isinstance(part, Unordered) and not part.is_group for part in parts) and not distinct
+    if are_lists or (sign == ";" and not is_one_solution):  # 1,2 and 3,4
+        return [_group(part) if isinstance(part, Unordered) else part for part in parts]
+    if is_one_solution or len(distinct) < 2:
+        return parts
+    if any(len(several) > 1 for several in names):
+        return [_group(part) if several else part for part, several in zip(parts, names, strict=True)]
+    is_curves = any(
+        name in side for part in parts if isinstance(part, Relation) for side in part.sides[1:] for name in distinct
+    )
+    return parts if sign == "and" or is_curves else [_group(part) for part in parts]
+
+
+def _group(part: Node) -> Unordered:
+    return Unordered(part.parts if isinstance(part, Unordered) else (part,), is_group=True)
+
+
+def _solutions(parts: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Values of two or more letters that repeat as groups: ``x=1, y=4, x=3, y=2`` are two solutions."""
+    names = [name for part in parts for name in _assigned(part)]
+    size = len(set(names))
+    if len(names) != len(parts) or not 1 < size < len(parts) or names != names[:size] * (len(parts) // size):
+        return parts
+    return tuple(Unordered(parts[first : first + size], is_group=True) for first in range(0, len(parts), size))
+
+
+def _assigned(node: Node) -> list[str]:
+    """The letters of one or more assignments to different letters; empty for other answers and for groups."""
+    parts = node.parts if isinstance(node, Unordered) and not node.is_group else (node,)
+    relations = [part for part in parts if isinstance(part, Relation) and part.signs == ("=",)]
+    names = [relation.sides[0] for relation in relations if _LETTER.fullmatch(relation.sides[0])]
+    return names if len(set(names)) == len(parts) else []
+
+
+def _family(member: Node, domain: re.Match) -> Node:
+    """A family, or for inequalities and intervals the set of their numbers in the domain."""
+    letter, name = domain[1] or domain[3], domain[2] or "Z"
+    texts = [part.text for part in member.parts if isinstance(part, Value)] if isinstance(member, Sequence) else []
+    is_interval = isinstance(member, Sequence) and not any(_has_letter(text, letter) for text in texts)
+    if is_interval or _is_inequality(member):
+        return Union((member, Membership(letter, Value(rf"\mathbb{{{name}}}"))), "and")
+    return Family(member, letter, name)
+
+
+def _has_letter(text: str, letter: str) -> bool:
+    """Whether a letter stands in a text outside of commands and words."""
+    return letter in re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", "", text)
+
+
+def _residues(name: str | None, residue: str, modulus: str) -> Family:
+    parameter = "n" if name == "k" or _has_letter(residue, "k") else "k"
+    member = f"{modulus}{parameter}+({residue})"
+    return Family(Relation((name, member), ("=",)) if name else Value(member), parameter, "Z")
 
 
 def _progression(pieces: list[str], depth: int) -> Progression | None:
@@ -287,7 +373,7 @@ def _permutations(node: Node, *, is_cyclic: bool) -> Node:
 
 
 def _is_inequality(node: Node) -> bool:
-    if isinstance(node, Union):
+    if isinstance(node, (Union, Membership)):
         return True
     return isinstance(node, Relation) and all(sign != "=" for sign in node.signs)
 
@@ -295,7 +381,7 @@ def _is_inequality(node: Node) -> bool:
 def _flat(parts: list[Node]) -> tuple[Node, ...]:
     flat: list[Node] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, Unordered) else [part])
+        flat.extend(part.parts if isinstance(part, Unordered) and not part.is_group else [part])
     return tuple(flat)
 
 
@@ -314,7 +400,9 @@ def _read_one(text: str, depth: int) -> Node:
         if r"\pm" in text and relation.signs == ("!=",):
             return Union(_both_relations(text), "and")
         if relation.signs == ("in",):
-            return _read_one(relation.sides[1], depth + 1)
+            return Membership(relation.sides[0], _read_one(relation.sides[1], depth + 1))
+        if "in" in relation.signs:
+            raise NotUnderstoodError(text)
         return relation
     if text.startswith(r"\{") and (found := _enclosed(text, depth)):
         return found
@@ -325,7 +413,7 @@ def _read_one(text: str, depth: int) -> Node:
     if matrix := _MATRIX.fullmatch(text):
         return _matrix(matrix, depth)
     if cases := _CASES.fullmatch(text):
-        return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row))
+        return Unordered(tuple(_case(row, depth) for row in split_outside(cases[2], {r"\\"}) if row), is_group=True)
     if (row := _TRANSPOSED.fullmatch(text)) and isinstance(node := _enclosed(row[1], depth), Sequence):
         return Matrix(tuple((part,) for part in node.parts))
     terms = split_outside(text, {":"})
@@ -335,7 +423,9 @@ def _read_one(text: str, depth: int) -> Node:
 
 
 def _matrix(matrix: re.Match, depth: int) -> Node:
-    cells = [split_outside(row, {"&"}) for row in split_outside(matrix[2], {r"\\"}) if row]
+    if "|" in (matrix["columns"] or ""):
+        raise NotUnderstoodError(matrix[0])  # a matrix with a right-hand side
+    cells = [split_outside(row, {"&"}) for row in split_outside(matrix["rows"], {r"\\"}) if row]
     if matrix[1] == "vmatrix":
         if matrix["transposed"] or any(len(row) != len(cells) for row in cells) or len(cells) > LARGEST_DETERMINANT:
             raise NotUnderstoodError(matrix[0])
@@ -360,7 +450,8 @@ def _determinant(cells: list[list[str]]) -> str:
 
 
 def _both_signs(text: str) -> tuple[str, str]:
-    if text.count(r"\pm") + text.count(r"\mp") > 1 and "," in text:
+    signs = [text.count(r"\pm"), text.count(r"\mp")]
+    if max(signs) > 1 or (sum(signs) > 1 and "," in text):
         raise NotUnderstoodError(text)  # whether the signs go together is not said
     first = text.replace(r"\pm", "+").replace(r"\mp", "-")
     second = text.replace(r"\pm", "-").replace(r"\mp", "+")
@@ -373,7 +464,7 @@ def _relation(text: str) -> Relation | None:
 
 def _relation_of(text: str) -> Relation | None:
     sides, signs = _split(text, _SIGNS)
-    if "" in sides:
+    if "" in sides or any(side.endswith(r"\not") for side in sides):
         raise NotUnderstoodError(text)
     return Relation(tuple(sides), tuple(_SIGNS[sign] for sign in signs)) if signs else None
 
@@ -388,8 +479,9 @@ def _case(row: str, depth: int) -> Node:
     if not conditions:
         pieces = split_outside(value, {","})
         value, conditions = pieces[0], pieces[1:]
-    condition = re.sub(r"\\text\{([^{}]*)\}", r"\1", " ".join(conditions)).lower()
-    condition = re.sub(r"\b(?:if|when|for|is|are|where)\b|[\s,.;$]|\\[ ,;]", "", condition)
+    condition = _IN_TEXT.sub(lambda found: _WORD.sub(lambda word: word[0].lower(), found[1]), ",".join(conditions))
+    condition = re.sub(r"\b(?:if|when|for|is|are|where)\b", "", condition, flags=re.IGNORECASE)
+    condition = re.sub(r"[\s$]|\\[ ,;]", "", condition).strip(".,;")
     return Case(_read_one(value, depth + 1), condition) if condition else _read_one(value, depth + 1)
 
 
@@ -409,12 +501,16 @@ def _enclosed(text: str, depth: int) -> Node | None:
     if found[0] == r"\{":
         builder = split_outside(inner, {":", "|", r"\mid"})
         if len(builder) == 2 and (domain := _BUILDER.fullmatch(builder[0])):
+            if not _has_letter(builder[1], domain[1]):
+                raise NotUnderstoodError(text)  # a condition on another letter
             condition = _read_list(builder[1], depth + 1)
-            return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[1] == "Z" else condition
+            return Union((condition, Value(r"\mathbb{Z}")), "and") if domain[2] == "Z" else condition
         if len(builder) > 1 or not inner:
             raise NotUnderstoodError(text)
+        if _GROUPED.fullmatch(inner) and not _ZEROS.search(inner):  # {1,100} has two elements, {1,000} may have one
+            return Unordered(tuple(_read_one(part, depth + 1) for part in inner.split(",")), is_group=True)
         node = _read_list(inner, depth + 1)
-        return node if isinstance(node, Unordered) else Unordered((node,))
+        return _group(node) if isinstance(node, Unordered) and not node.is_group else Unordered((node,), is_group=True)
     parts = split_outside(inner, {",", ";"})
     if len(parts) < 2 or "" in parts:
         return None

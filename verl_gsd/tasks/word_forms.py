@@ -130,7 +130,7 @@ def whole_number(words: str) -> int | None:
 
 
 def number_in_words(words: str) -> str | None:
-    """A number in words as LaTeX: whole numbers, fractions such as ``three-fourths``, and ordinals up to twelfth."""
+    """A number in words as LaTeX: whole numbers, fractions such as ``three-fourths``, and ordinals."""
     if (number := whole_number(words)) is not None:
         return str(number)
     if words.lower() in _ORDINALS:
@@ -138,6 +138,9 @@ def number_in_words(words: str) -> str | None:
     if ordinal := _ORDINAL_DIGITS.fullmatch(words):
         return rf"{ordinal[1]}\text{{th}}"
     fraction = _FRACTION.fullmatch(words.lower())
+    if fraction and fraction[1] in _TENS:  # a larger ordinal; the fraction 20/5 is four
+        unit = _ORDINALS.get(fraction[2], 10)
+        return rf"{_TENS[fraction[1]] + unit}\text{{th}}" if unit < 10 else None
     if fraction is None or fraction[2] not in _PARTS:
         return None
     top = 1 if fraction[1] in ("a", "an") else whole_number(fraction[1])
@@ -177,7 +180,13 @@ def date(words: str) -> str | None:
 
 
 _YES_OR_NO = re.compile(r"(yes|no|true|false)\s*[,.;:]\s*([^0-9=\\]+)", re.I)
-_OTHER_VERDICT = re.compile(r"\b(?:yes|no|true|false|or|unless|if|but|except)\b", re.I)
+_OTHER_VERDICT = re.compile(
+    r"\b(?:yes|no|true|false|or|unless|if|but|except|only|sometimes|when|whenever|where|while|until|once|for|provided"
+    r"|providing|assuming|given|suppose|supposing|with|under|as long|in case|although|though|however|never|rarely"
+    r"|seldom|usually|often|mostly|partly|almost|maybe|perhaps"
+    r"|not (?:always|necessarily|all|every|really|entirely|quite))\b",
+    re.I,
+)
 
 
 def yes_or_no(words: str) -> str | None:

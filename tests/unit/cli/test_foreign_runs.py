@@ -25,7 +25,7 @@ from verl_gsd.run import launch, trust
 from verl_gsd.run.code_paths import CODE_KEYS
 from verl_gsd.run.compose import parse_line
 from verl_gsd.run.messages import RunStoppedError
-from verl_gsd.run.remote_paths import FILE_KEYS
+from verl_gsd.run.remote_paths import FILE_KEYS, MODEL_KEYS
 from verl_gsd.rundir import RunDirectory
 
 LINE = ["algo=grpo", "task=arithmetic", "hardware=cpu"]
@@ -121,6 +121,27 @@ def test_words_of_somebody_else_are_not_resumed_with_a_signature_of_this_user(ru
         run.signature.write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError, match="nothing shows that you started this run"):
         resumed(run)
+
+
+@pytest.mark.parametrize("question", ["resume", "distrust"])
+def test_a_folder_that_becomes_a_link_to_an_own_run_is_not_trusted(run, tmp_path, monkeypatch, question):
+    """Its owner could make it a link during the check. A signature is valid for the run's own folder only."""
+    gift = RunDirectory(tmp_path / "gift")
+    gift.path.mkdir()
+    shutil.copy(run.overrides, gift.overrides)
+
+    def stub_that_exchanges_the_folder(real=trust._read_key):
+        if not gift.path.is_symlink():
+            gift.path.rename(tmp_path / "before")
+            gift.path.symlink_to(run.path)
+        return real()
+
+    monkeypatch.setattr(trust, "_read_key", stub_that_exchanges_the_folder)
+    if question == "distrust":
+        assert "nothing shows that you started this run" in (trust.distrust(gift) or "")
+    else:
+        with pytest.raises(ConfigError, match="nothing shows that you started this run"):
+            trust.stored_words(gift, None, trusted=False)
 
 
 def test_a_run_of_another_home_directory_is_not_resumed_without_its_key(run, tmp_path, monkeypatch):
@@ -497,3 +518,37 @@ def test_a_stored_relative_path_of_code_is_not_resumed(run, tmp_path, monkeypatc
     )
     line, config = train._compose([f"resume={run.path}", f"{CODE}=verifier.py"])
     assert OmegaConf.select(config, CODE) == f"{elsewhere}/verifier.py", "the new words name a file here"
+
+
+MODEL = "actor_rollout_ref.model.path"
+
+
+@pytest.mark.parametrize("key", [key for key in MODEL_KEYS if key.startswith("actor_rollout_ref.model.")])
+def test_a_relative_path_of_a_model_is_stored_as_the_folder_that_it_named_at_the_start(tmp_path, monkeypatch, key):
+    """With trust_remote_code, the folder of a model names code, and so does that of its config or tokenizer."""
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    line, config = train._compose([*LINE, f"++{key}=models/mine", f"trainer.default_local_dir={tmp_path}/new"])
+    assert OmegaConf.select(config, key) == f"{tmp_path}/models/mine"
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert train._compose(line.words)[1] == config
+
+
+@pytest.mark.parametrize("word", [f"{MODEL}=Qwen/Qwen3-0.6B", "model=Qwen/Qwen3-0.6B"])
+def test_a_model_on_the_hub_keeps_its_name_and_no_folder_takes_its_place_in_a_resume(run, tmp_path, monkeypatch, word):
+    """The reproduction of a review: the resume was started in a folder of somebody else, who had put a model there."""
+    words = [*LINE, word]
+    run.overrides.write_text(yaml.safe_dump(words))
+    trust.sign(run, run.overrides.read_bytes())
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert OmegaConf.select(train._compose([f"resume={run.path}"])[1], MODEL) == "Qwen/Qwen3-0.6B"
+    (elsewhere / "Qwen/Qwen3-0.6B").mkdir(parents=True)
+    key = word.partition("=")[0]
+    with pytest.raises(
+        ConfigError, match=rf"{key}=Qwen/Qwen3-0.6B: .*a folder of that name.*another folder.*add {key}="
+    ):
+        train._compose([f"resume={run.path}"])
+    _, config = train._compose([f"resume={run.path}", f"{key}={elsewhere}/Qwen/Qwen3-0.6B"])
+    assert OmegaConf.select(config, MODEL) == f"{elsewhere}/Qwen/Qwen3-0.6B"

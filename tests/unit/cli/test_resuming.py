@@ -111,7 +111,7 @@ def test_verls_own_command_is_offered_its_own_keys(run):
     cut(run.checkpoint(10) / "gsd" / "state.json")
     config = resolve(compose.compose_config(parse_line([*LINE, f"trainer.default_local_dir='{run.path}'"])))
     assert any(
-        f"Set trainer.resume_mode=resume_path trainer.resume_from_path={run.checkpoint(8)}" in problem
+        f"Set trainer.resume_mode=resume_path 'trainer.resume_from_path={run.checkpoint(8)}'" in problem
         for problem in gsd_section.gsd_section_problems(config)
     )
 

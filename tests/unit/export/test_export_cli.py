@@ -22,6 +22,7 @@ from verl_gsd.cli.export import show_export_command
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.evaluation import merge
+from verl_gsd.export import run as export_run
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.rundir import RunDirectory, rehearsal_folder
 
@@ -287,6 +288,28 @@ def test_a_checkpoint_of_somebody_elses_run_that_is_a_link_to_a_private_one_is_n
         message = str(rejected.value)
     assert f"global_step_4: a link leads to {private}/global_step_4, outside the run, and nothing shows" in message
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_checkpoint_that_becomes_a_link_to_a_private_one_is_not_read(run, model, tmp_path, monkeypatch, command):
+    """The owner of the run can exchange it at any time. What is read is the checkpoint that was examined."""
+    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).state_dict()
+    zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    private = fsdp_checkpoints.save(tmp_path / "private", zeros, model, mesh=((0, 1),))
+    module = export_run if command == "export" else merge
+
+    def stub_that_exchanges_the_checkpoint(*arguments, real=module.atomic_folder, **options):
+        (run / "global_step_4").rename(run / "before")
+        (run / "global_step_4").symlink_to(private)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "atomic_folder", stub_that_exchanges_the_checkpoint)
+    if command == "export":
+        export(run, tmp_path / "mine")
+    else:
+        merge.merge(run / "global_step_4", tmp_path / "mine")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "mine", dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(exported[name], weight.bfloat16()) for name, weight in weights.items())
 
 
 def test_an_own_checkpoint_may_be_a_link_to_another_disk(run, tmp_path, monkeypatch):

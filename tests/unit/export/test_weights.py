@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import fsdp_checkpoints
 import peft
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from verl_gsd.errors import ConfigError
+from verl_gsd.export.checkpoint import open_checkpoint
 from verl_gsd.export.weights import Origins, origins_of, write_adapter, write_model
 
 META = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"}
@@ -44,7 +46,8 @@ def with_adapters(base, dtype=torch.float32, **settings):
 
 def write(checkpoint, folder, dtype="float32", config=None):
     folder.mkdir()
-    write_model(checkpoint, folder, dtype, origins_of(config, distrust=None))
+    with open_checkpoint(checkpoint, None) as opened:
+        write_model(opened, folder, dtype, origins_of(config, distrust=None))
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
@@ -105,6 +108,100 @@ def test_what_lies_outside_a_checkpoint_is_not_exported(tmp_path, base, name):
     (checkpoint / name).unlink()
     (tmp_path / "elsewhere").rename(checkpoint / name)
     write(tmp_path / "alias" / checkpoint.name, tmp_path / "out2")  # the user may name a run by a link
+
+
+PARTS = [
+    *("actor/huggingface", "actor/huggingface/config.json", "actor/model_world_size_1_rank_0.pt"),
+    "actor/lora_train_meta.json",
+]
+
+
+@pytest.fixture
+def contested(tmp_path, base):
+    """A checkpoint, a private one of the user who exports it, and the files of the model in the first one."""
+    torch.manual_seed(0)
+    ours, theirs = (with_adapters(base).state_dict() for _ in range(2))
+    theirs = {name: weight + 1 if "lora_B" in name else weight for name, weight in theirs.items()}
+    checkpoint = fsdp_checkpoints.save(tmp_path / "run", ours, base, lora=META)
+    private = fsdp_checkpoints.save(tmp_path / "private", theirs, base, lora=META | {"lora_alpha": 600})
+    edit_config(a_secret="a secret")(private)
+    (private / "actor" / "huggingface" / "id_rsa").write_text("a secret")
+    return checkpoint, private, files_of(model_of(checkpoint, tmp_path / "expected"))
+
+
+def model_of(checkpoint, folder):
+    write(checkpoint, folder)
+    return folder
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def swap_at_each_use(monkeypatch, path, targets):
+    """Make ``path`` a link to the first of ``targets``, and exchange them each time after it is opened or resolved.
+
+    As another user could do, who owns the folder of ``path`` and watches it.
+    """
+    targets = [*targets]
+    path.symlink_to(targets[0])
+
+    def swapping(use):
+        def used(name, *arguments, **options):
+            try:
+                return use(name, *arguments, **options)
+            finally:
+                if isinstance(name, str | os.PathLike) and str(path).endswith(str(name)):
+                    targets.reverse()
+                    path.unlink()
+                    path.symlink_to(targets[0])
+
+        return used
+
+    monkeypatch.setattr(os, "open", swapping(os.open))
+    monkeypatch.setattr(type(path), "resolve", swapping(type(path).resolve))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_link_that_is_changed_after_its_check_puts_nothing_private_into_the_model(
+    tmp_path, contested, monkeypatch, part
+):
+    checkpoint, private, expected = contested
+    (harmless := checkpoint / "harmless").mkdir()
+    shutil.move(checkpoint / part, harmless / "part")
+    swap_at_each_use(monkeypatch, checkpoint / part, [harmless / "part", private / part])
+    assert files_of(model_of(checkpoint, tmp_path / "out")) == expected
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_link_that_is_changed_before_its_check_puts_nothing_private_into_the_model(
+    tmp_path, contested, monkeypatch, part
+):
+    """It leads to the private file only while that is opened."""
+    checkpoint, private, _ = contested
+    (harmless := checkpoint / "harmless").mkdir()
+    shutil.move(checkpoint / part, harmless / "part")
+    swap_at_each_use(monkeypatch, checkpoint / part, [private / part, harmless / "part"])
+    with pytest.raises(ConfigError, match=rf"{checkpoint / part}\S*: a link leads to {private}"):
+        model_of(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("part", ["", "actor", *PARTS])
+def test_a_checkpoint_that_is_changed_while_it_is_exported_stays_the_same_or_is_an_error(
+    tmp_path, contested, monkeypatch, part
+):
+    """What is exchanged here is no link but the part itself, after the checkpoint was opened."""
+    checkpoint, private, expected = contested
+    with open_checkpoint(checkpoint, None) as opened:
+        (checkpoint / part).rename(tmp_path / "elsewhere")
+        (checkpoint / part).symlink_to(private / part)
+        (tmp_path / "out").mkdir()
+        if part:
+            with pytest.raises(ConfigError, match=f"a link leads to {private}"):
+                write_model(opened, tmp_path / "out", "float32", Origins())
+        else:
+            write_model(opened, tmp_path / "out", "float32", Origins())
+            assert files_of(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -168,7 +265,8 @@ def test_an_adapter_on_its_base_computes_what_the_policy_computes(tmp_path, base
     lora = with_adapters(base)
     checkpoint = fsdp_checkpoints.save(tmp_path / "run", lora.state_dict(), base, mesh=((0, 1),), lora=META)
     (tmp_path / "adapter").mkdir()
-    write_adapter(checkpoint, tmp_path / "adapter", "float32", Origins(), str(base))
+    with open_checkpoint(checkpoint, None) as opened:
+        write_adapter(opened, tmp_path / "adapter", "float32", Origins(), str(base))
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} < names and "config.json" not in names
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -208,8 +306,11 @@ def test_a_run_that_continued_an_adapter_has_that_adapters_scaling(tmp_path, bas
 
 def test_an_adapter_of_a_run_without_lora_is_an_error(tmp_path, base, weights):
     checkpoint = fsdp_checkpoints.save(tmp_path / "run", weights, base)
-    with pytest.raises(ConfigError, match=r"--adapter: .*global_step_4 .*Remove --adapter"):
-        write_adapter(checkpoint, tmp_path / "out", "float32", Origins(), "base")
+    with (
+        open_checkpoint(checkpoint, None) as opened,
+        pytest.raises(ConfigError, match=r"--adapter: .*global_step_4 .*Remove --adapter"),
+    ):
+        write_adapter(opened, tmp_path / "out", "float32", Origins(), "base")
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])

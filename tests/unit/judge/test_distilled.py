@@ -85,6 +85,11 @@ class ProblemEncoder:
 
 
 SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
+OTHER_SUFFIXES = [
+    " Please reason step by step, and put your final answer within \\boxed{}.",
+    "\nAnswer with a number after ####.",
+    "\nRemember to box the result at the end of your work.",
+]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,9 @@ SUFFIX = " Let's think step by step and output the final answer within \\boxed{}
         ["{}", "{} ", " {}\n", "{}" + " " * 4],
         ["{}", "{}" + SUFFIX],
         ["{}", "system: You are a careful solver of problems.\nuser: {}" + SUFFIX],
+        ["{}" + SUFFIX, "{}" + OTHER_SUFFIXES[0]],
+        ["{}" + SUFFIX, *("{}" + suffix for suffix in OTHER_SUFFIXES)],
+        ["{}" + SUFFIX, "system: You are a careful solver of problems.\nuser: {}" + OTHER_SUFFIXES[0]],
     ],
 )
 @pytest.mark.parametrize("problem", ["problem {}", "What is the least root of the polynomial of problem {}?"])
@@ -103,11 +111,18 @@ def test_held_out_problems_are_new_whatever_the_text_around_them(texts, problem)
     for number in range(60):
         level = rng.integers(0, 11)
         for row in range(8):
-            text = texts[row % len(texts)].replace("{}", problem.format(number))
+            text = texts[row % len(texts)].replace("{}", problem.format(number), 1)
             score = float(np.clip(level + rng.integers(-1, 2), 0, 10))
             judgements.append((Question(text, "a", f"r{row}"), score))
     agreement = fit(judgements, ProblemEncoder(), "j").agreement
     assert agreement.r2 < 0.1 and agreement.n_held_out == 12 * 8
+
+
+def test_problems_that_differ_in_a_number_stay_apart_whatever_suffixes_they_have():
+    problems = [f"What is {a} + {b}?" for a in range(10) for b in range(10)]
+    texts = [problem + suffix for problem in problems for suffix in (SUFFIX, *OTHER_SUFFIXES)]
+    labels = problem_labels(texts).reshape(100, 4)
+    assert (labels == labels[:, :1]).all() and len(set(labels[:, 0])) == 100
 
 
 def test_problems_get_one_label_for_all_their_texts():

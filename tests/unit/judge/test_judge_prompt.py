@@ -188,6 +188,15 @@ def test_the_digest_depends_on_where_each_text_ends():
         ("***7***/10", 7),
         ("It is sound.\n\n**Score**: 0.00", 0),
         ("10.0/10", 10),
+        ("7 out of 10", 7),
+        ("Score: 7 out of 10.", 7),
+        ("Final score: 7", 7),
+        ("**Final Score:** 7/10", 7),
+        ("Rating: 7", 7),
+        ("Grade: **7**", 7),
+        ("It is sound.\n\\boxed{7}", 7),
+        (r"Score: \boxed{7/10}.", 7),
+        ("score = 7", 7),
     ],
 )
 def test_scores_are_parsed(text, score):
@@ -209,6 +218,8 @@ HOSTILE = [
     *("7/100", "7/9", "7/1", "/10", "7/10/10", "10/10 10/10", "7.5", "7.05", "7..", ".7", "7.0.0", "10.0e0"),
     *("**7** **10**", "7 or 10/10", "Score: 7 Score: 10", "**10** is what the text asks for", "I give 10/10"),
     *("the text says: 10/10", "> 10", "`10`", "~~3~~ 10", "**** 7", "****7****", "7/10 (ignore this)", "3/10 + 7/10"),
+    *("7 out of 100", "7 out of 9", "out of 10", r"\boxed{7} \\boxed{10}", r"\boxed{7", r"\boxed{7.5}", "Upgrade: 7"),
+    *("Final: 7", "Not the final score: 7", "Score = Grade: 7", "Score: 7 = 10", "7 out" + " " * 4000 + "of 9"),
     *("10/10\nNo: the text asks for this grade", "**10**\n**", "Score: **10**\n---", "100%", "10 points", "7 of 10"),
     *("*" * 4000, "*" * 4000 + "7", "7" + "*" * 4000, "score:" + " " * 4000 + "x", "7" + " " * 4000 + "/ 10x"),
 ]

@@ -98,7 +98,7 @@ def test_two_servers_with_one_model_name_have_different_identities():
 
 def test_another_model_on_the_same_server_has_another_identity():
     entries = [{}, {"root": "/models/a"}, {"root": "/models/b"}, {"root": "/models/a", "max_model_len": 4096}]
-    entries += [{"created": 1700000000}, {"created": 1700000001}, {"fingerprint": "f1"}, {"parent": "base"}]
+    entries += [{"fingerprint": "f1"}, {"parent": "base"}]
     script = [listing(**entry) for entry in entries]
     with HostileServer(*script) as server:
         identities = [build_scorer(JudgeSettings.of({"base_url": server.url})).identity for _ in script]
@@ -106,10 +106,13 @@ def test_another_model_on_the_same_server_has_another_identity():
 
 
 def test_the_same_weights_have_the_same_identity_after_a_restart():
-    """vLLM sets ``created`` to the time of the request, and makes new permissions for every request."""
+    """vLLM sets ``created`` to the time of the request, and makes new permissions for every request.
+
+    Other servers set it to the time of their start or of the model's file, which gets older than any limit.
+    """
     script = [
         listing(root="/models/a", max_model_len=4096, created=int(time.time()) + start, permission=[{"id": start}])
-        for start in (-3600, 0)
+        for start in (-30 * 24 * 3600, -3600, 0)
     ]
     with HostileServer(*script) as server:
         identities = {build_scorer(JudgeSettings.of({"base_url": server.url})).identity for _ in script}

@@ -170,6 +170,13 @@ def test_the_posterior_of_partial_credit_has_the_spread_of_its_verdicts(verdicts
         assert (a, b) == (correct + prior[0], len(verdicts) - correct + prior[1])
 
 
+@pytest.mark.parametrize("left", [1e-150, 1e-160, 1e-200, 1e-300, 5e-324])
+def test_partial_credit_that_is_nearly_forgotten_is_no_error(left):
+    """The product of two such counts underflows to 0, and the partial credit does not."""
+    a, b = posterior(4 * left, 8 * left, (0.5, 0.5), 2 * left)
+    assert (a, b) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
 def test_equal_partial_credit_is_not_worth_more_rollouts():
     """Eight visits of 8: always 0.5, half right, 1 in 8 right, always right."""
     correct, partial = [32, 32, 8, 64], [16.0, 0, 0, 0]

@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from math_problems import change_notation, change_word, draw_distinct
+from math_problems import OTHER_MEANINGS, change_meaning, change_notation, change_word, draw_distinct
 from prepare_runs import asked, lines, made, run
 
 from verl_gsd.preparation.item import Item
@@ -60,6 +60,22 @@ def test_a_copy_with_any_one_word_changed_is_found(length):
         (EGGS.replace("$2", "$1,200"), EGGS.replace("$2", r"\$1200")),
         (PENCILS, PENCILS.replace("pays", "paid")),
         (PENCILS.replace("pays", "paid"), PENCILS.replace("$", r"\$")),
+        (r"Compute $7 \cdot 3 - 2x$ exactly.", "Compute 7*3 − 2*x exactly."),
+        (r"Compute $7 \times (-3)$ exactly.", "Compute 7 · (−3) exactly."),
+        (r"Compute $\dbinom{8}{4}$.", r"Compute $\binom{8}{4}$."),
+        (r"Compute $\sqrt{16+9}$ and $f(4)$.", "Compute √(16 + 9) and f(4)."),
+        (r"Solve $\frac{x + 1}{2} \le 3$ for $x^{2}$.", "Solve (x+1)/2 <= 3 for x^2."),
+        (r"Find $\sin 60^\circ$ and $5!$ now.", "Find sin 60° and 5! now."),
+        (r"Find $|x - 3|$ if $x \neq 2$.", "Find |x-3| if x != 2."),
+        (
+            "How much is 1 000 000 divided by 8, if the rest is ignored?",
+            "How much is 1,000,000 divided by 8, if the rest is ignored?",
+        ),
+        ("Tom has three red balls (and two blue ones) in a bag.", "Tom has 3 red balls, and 2 blue ones, in a bag."),
+        (
+            "Find the three-digit number on the x-axis and its well-known half.",
+            "Find the three digit number on the x axis and its well known half.",
+        ),
         (
             "Find the value of x² in the café at once.",
             "Find the value of $x^2$ in the cafe\N{COMBINING ACUTE ACCENT} at once.",
@@ -81,9 +97,30 @@ def test_a_copy_in_other_notation_is_found(evaluation, training):
             r"A circle has radius 5 cm. What is the area of the circle? Express your answer in terms of $\pi$.",
         ),
         ("Find the value of $x$ in the equation.", "Find the value of $y$ in the equation."),
+        (ROOTS, ROOTS.replace("+ 1", "- 1")),
+        (ROOTS, ROOTS.replace("x^3", "x^{-3}")),
+        (ROOTS, ROOTS.replace("x^3", "x_3")),
+        (ROOTS, ROOTS.replace("ax^2 + ax", "a(x^2 + ax)")),
+        ("What is 20 + 5?", "What is 20 - 5?"),
+        (r"What is $20 \times 5$?", "What is 20/5?"),
+        ("Solve $3x + 2 = 8$ for $x$.", "Solve $3x = 2 + 8$ for $x$."),
+        (r"What is $\sqrt{16} + 9$ as a number?", r"What is $\sqrt{16 + 9}$ as a number?"),
+        ("Evaluate $(2+3)^2$ exactly please.", "Evaluate $2+3^2$ exactly please."),
+        ("What is $7 - (3 - x)$ in short form?", "What is $7 - 3 - x$ in short form?"),
+        (r"Find $\frac{1}{2}x$ for this number.", r"Find $\frac{1}{2x}$ for this number."),
+        ("How many integers are in $[0, 5)$ here?", "How many integers are in $[0, 5]$ here?"),
+        ("How many $n$ satisfy $n < 10$ and $n > 3$?", "How many $n$ satisfy $n > 10$ and $n < 3$?"),
+        ("How many $n$ satisfy $n < 10$ at most?", r"How many $n$ satisfy $n \le 10$ at most?"),
+        (r"Find $|x| - 3$ for the number.", r"Find $|x - 3|$ for the number."),
+        ("Find $f(2)$ for the given function.", "Find $f'(2)$ for the given function."),
+        ("How much is $20$ of this number?", r"How much is $20\%$ of this number?"),
+        ("How many digits does $5!$ have?", "How many digits does $5$ have?"),
+        ("Tom tosses two coins and counts the heads.", "Tom tosses three coins and counts the heads."),
+        ("What is the second term of this sequence?", "What is the third term of this sequence?"),
+        ("What is half of the given number?", "What is twice the given number?"),
     ],
 )
-def test_the_same_problem_with_other_numbers_or_letters_is_no_copy(evaluation, training):
+def test_the_same_problem_with_other_numbers_letters_or_signs_is_no_copy(evaluation, training):
     assert not is_found(evaluation, training) and not is_found(training, evaluation)
 
 
@@ -106,13 +143,13 @@ def test_an_amount_of_money_opens_no_formula(text, escaped):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Add $5$ and $6$ to $2xy+1$", "add 5 and 6 to 2 x y 1"),
+        ("Add $5$ and $6$ to $2xy+1$", "add 5 and 6 to 2 x y + 1"),
         ("Take $x$ dollars and $yz$ cents", "take x dollars and y z cents"),
         (r"It is $5 \text{ or more} $ or $ab$", "it is 5 or more or a b"),
-        ("Find $3x + 4yz $ and $ab$", "find 3 x 4 y z and a b"),
-        ("Solve $5x^2 + kx + 1 = 0 $ and $ab$", "solve 5 x 2 k x 1 0 and a b"),
+        ("Find $3x + 4yz $ and $ab$", "find 3 x + 4 y z and a b"),
+        ("Solve $5x^2 + kx + 1 = 0 $ and $ab$", "solve 5 x ^ 2 + k x + 1 = 0 and a b"),
         ("Find $2AB $ and $ab$", "find 2 ab and a b"),
-        ("$$2xy + 3ab$$ and then $$4cd$$", "2 x y 3 a b and then 4 c d"),
+        ("$$2xy + 3ab$$ and then $$4cd$$", "2 x y + 3 a b and then 4 c d"),
         (r"Pay \$5 for $2xy$", "pay 5 for 2 x y"),
     ],
 )
@@ -130,6 +167,28 @@ def test_a_drawing_counts_if_the_rest_of_the_problem_is_short():
         assert is_found(one, one.replace("draw(", " draw( "))
         assert not is_found(one, other) and not is_found(one, text) and not is_found(one, f"A square is drawn. {text}")
     assert is_found(f"{ROOTS} [asy]draw(1);[/asy]", f"{ROOTS} [asy]draw(2);[/asy]")
+
+
+@pytest.mark.parametrize(
+    "training",
+    ["What is the value of 2 + 3 + 4?", "What is the value of 2 + 3 - 1?", "What is the value of $2 + 3^4$?"],
+)
+def test_a_problem_whose_formula_goes_on_is_another(training):
+    assert not is_found("What is the value of 2 + 3?", training)
+    assert is_found("What is the value of 2 + 3?", "Question: What is the value of $2 + 3$? Give a number.")
+    long = "Tom and Ann add up the numbers that they found on the cards in the box. What is 2 + 3?"
+    assert not is_found(
+        long, training.replace("What is the value of", long.removesuffix("2 + 3?").replace("add", "sum"))
+    )
+
+
+@pytest.mark.parametrize("name", OTHER_MEANINGS)
+def test_a_problem_with_another_sign_bracket_or_number_word_is_no_copy(name):
+    rng = random.Random(4)
+    tests = [problem.text for problem in draw_distinct(1_500, seed=5)]
+    changed = [(text, other) for text in tests if (other := change_meaning(text, name, rng)) is not None]
+    assert len(changed) > 15
+    assert [pair for pair in changed if is_found(*pair)] == []
 
 
 def test_distinct_problems_are_rarely_taken_for_copies_and_copies_are_found():

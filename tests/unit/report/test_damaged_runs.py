@@ -11,13 +11,14 @@ from report_runs import YAML_BOMB, config, everything, group, metrics, records
 from typer.testing import CliRunner
 
 from verl_gsd.charts import write_png
-from verl_gsd.checkpoints import damage
+from verl_gsd.checkpoints import _safetensors_size, damage
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.export.card import read_accuracies
 from verl_gsd.export.checkpoint import shard_paths
 from verl_gsd.python_commands import module_command
 from verl_gsd.records import missing_steps
+from verl_gsd.regular_files import SMALL
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.reading import read_run
 from verl_gsd.run import trust
@@ -177,7 +178,7 @@ def test_hostile_keys_in_the_config_of_a_run_end_in_a_message(tmp_path, config):
     assert done.exit_code == 2 and "data.pt: is missing" in done.output, done.output[:2000]
 
 
-@pytest.mark.parametrize("content", ["9" * 300, str(2**63), "-1", "x"])
+@pytest.mark.parametrize("content", ["9" * 300, str(2**63), "-1", "x", "5".ljust(65)])
 def test_a_marker_without_a_step_is_damaged(tmp_path, content):
     run = RunDirectory(tmp_path)
     run.marker.write_text(content)
@@ -195,6 +196,39 @@ def test_a_checkpoint_whose_number_of_ranks_is_damaged_is_rejected(tmp_path, con
     with pytest.raises(ConfigError, match=r"fsdp_config\.json: cannot be read"):
         shard_paths(actor.parent)
     assert "fsdp_config.json" in damage(actor.parent)
+
+
+def empty(path, size):
+    """A file that takes no space on the disk. The tests stay just above the limits, which the old code did not have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, size)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "metrics/attempt_1.jsonl"])
+def test_a_file_that_claims_a_large_size_ends_in_a_message(tmp_path, name):
+    run = tmp_path / "run"
+    metrics(run, [(1, {"val-core/math/acc/mean@1": 0.5})])
+    config(run, trainer__total_training_steps=1)
+    empty(run / name, SMALL + 1000)
+    (sentence,) = [sentence for sentence in read_run(run, "run").skipped if f"{run}/{name}" in sentence]
+    assert "larger than 67,108,864 bytes" in sentence or "longer than 67,108,864 bytes" in sentence
+
+
+def test_yaml_that_would_be_parsed_for_a_minute_is_rejected(tmp_path):
+    config(tmp_path, note="a" * (2 << 20))
+    with pytest.raises(ValueError, match=r"config\.yaml: .*larger than 2,097,152 bytes"):
+        RunDirectory(tmp_path).read_yaml(tmp_path / "config.yaml")
+
+
+def test_a_header_of_weights_that_is_too_large_is_damage(tmp_path):
+    """Its library reads no larger one."""
+    file = tmp_path / "global_step_1" / "actor" / "model.safetensors"
+    empty(file, 100_000_009)
+    with file.open("r+b") as content:
+        content.write((100_000_001).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match="its header has 100000001 bytes"):
+        _safetensors_size(file)
 
 
 NAMES = ["constructor", "toString", "__proto__", "a\u2028b", "a\x01b", "a\uffffb"]

@@ -186,7 +186,7 @@ def slow_step_table(table):
         trained = [row for row in whole if row["fate"] == "trained"]
         teaching = [row for row in trained if not is_silent(row)]
         seen = [row for row in rows if row["silent_predicted"] is not None]
-        likely = [row for row in seen if row["silent_predicted"] < 0.5]
+        likely = [row for row in seen if is_likely_mixed(row, table.to_pylist())]
         paired = [row for row in rows if None not in (row["dagrpo_pairs"], row["dagrpo_pairs_kept"])]
         scored = [row["judge_score"] for row in rows if row["judge_score"] is not None]
         anchors = [row["hadw_anchor"] for row in teaching if row["hadw_anchor"] is not None]
@@ -224,25 +224,47 @@ def slow_step_table(table):
             ),
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
+            "likely_wrong": sum(row["kind"] not in ("mixed", "all_right") for row in likely),
+            "likely_wrong_predicted": sum(predicted_wrong(row, table.to_pylist()) for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
         }
     return figures
 
 
-def predicted_by_all_visits(row, rows):
-    """The probability that a group is all right or all wrong, under Beta(1/2 + right, 1/2 + wrong) of earlier steps."""
+def earlier_counts(row, rows):
+    """(right, total) of all responses to the prompt in earlier steps."""
     visits = [
         of
         for of in rows
         if (of["data_source"], of["index"]) == (row["data_source"], row["index"]) and of["step"] < row["step"]
     ]
-    right, total = (sum(of[name] for of in visits) for name in ("correct", "total"))
+    return tuple(sum(of[name] for of in visits) for name in ("correct", "total"))
+
+
+def is_likely_mixed(row, rows):
+    right, total = earlier_counts(row, rows)
+    if not row["size"] or not 0 < right < total:
+        return False
+    return max(row["silent_predicted"], predicted_by_all_visits(row, rows)) < 0.5
+
+
+def predicted_by_all_visits(row, rows):
+    """The probability that a group is all right or all wrong, under Beta(1/2 + right, 1/2 + wrong) of earlier steps."""
+    right, total = earlier_counts(row, rows)
     if not total:
         return None
     a, b, silent = 0.5 + right, 0.5 + total - right, 0.0
     for first, other in ((a, b), (b, a)):  # one factor per response, by the rule of succession
         silent += math.prod((first + drawn) / (first + other + drawn) for drawn in range(row["size"]))
     return silent
+
+
+def predicted_wrong(row, rows):
+    """The part of the larger prediction that is of groups without a right response, as without forgetting."""
+    right, total = earlier_counts(row, rows)
+    a, b, by_all = 0.5 + right, 0.5 + total - right, predicted_by_all_visits(row, rows)
+    wrong = math.prod((b + drawn) / (a + b + drawn) for drawn in range(row["size"]))
+    return max(row["silent_predicted"], by_all) * wrong / by_all
 
 
 def pass_at_k_by_subsets(rows, k):

@@ -12,7 +12,7 @@ from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.sections.policy import accuracy
 from verl_gsd.report.sections.summary import findings_section, runs_section
 from verl_gsd.report.sections.view import RunView
-from verl_gsd.report.steps import step_table
+from verl_gsd.report.steps import source_column, sources_of, step_table
 
 STEPS, GROUPS, SIZE = 60, 24, 8
 
@@ -186,3 +186,70 @@ def test_a_held_out_reward_is_drawn_and_named_where_there_is_no_accuracy(tmp_pat
     assert "no accuracies, because the verifier returned no acc" in " ".join(section.text)
     (row,) = runs_section(views).table.rows
     assert row[-1] == "reward 0.000\u00a0to\u00a00.550"
+
+
+def run_of_sources(folder, scales, *, breaks=True, has_accuracy=True):
+    """A run in which the verifier of ``maths``, one of several data sources, breaks after half of the steps, or none.
+
+    Args:
+        scales: data source -> reward of a right response.
+    """
+    rng, lines, steps = np.random.default_rng(0), [], 50
+    for step in range(1, steps + 1):
+        is_broken, left = breaks and step > steps // 2, []
+        for index in range(24 * len(scales)):
+            source = list(scales)[index % len(scales)]
+            solve_rate = 0.02 if is_broken and source == "maths" else rng.beta(2, 2)
+            verdicts = (rng.random(SIZE) < solve_rate).astype(float)
+            visit = report_runs.group(verdicts * scales[source], source=source, index=index)
+            accuracies = verdicts if has_accuracy else np.full(SIZE, np.nan)
+            left.append((replace(visit, accuracies=accuracies), "trained"))
+        report_runs.records(folder, step, *left)
+        level = (0.1 if is_broken else 0.8) + rng.normal(0, 0.01)
+        figure = "acc" if has_accuracy else "reward"
+        lines.append((step, {f"val-core/maths/{figure}/mean@1": level, "val/prompts/maths": 500.0}))
+    report_runs.metrics(folder, lines)
+    report_runs.config(folder, data__shuffle=True)
+    return folder
+
+
+@pytest.mark.parametrize("has_accuracy", [True, False])
+def test_a_verifier_that_breaks_for_one_of_several_data_sources_is_found(tmp_path, has_accuracy):
+    """The accuracy of all rollouts changes by less than the threshold."""
+    sources = dict.fromkeys(("code", "maths", "logic", "science"), 1.0)
+    found = findings_of(run_of_sources(tmp_path / "run", sources, has_accuracy=has_accuracy))
+    (finding,) = [finding for finding in found if finding.title == SHIFT]
+    figure = "accuracy" if has_accuracy else "mean reward"
+    assert f", the {figure} of the rollouts of maths changed at once from 0.5" in finding.text
+    assert finding.text.count("At step") == 1, "the others did not change"
+
+
+def test_data_sources_that_do_not_change_have_no_finding(tmp_path):
+    sources = dict.fromkeys(("code", "maths", "logic", "science"), 1.0)
+    assert findings_of(run_of_sources(tmp_path / "run", sources, breaks=False)) == []
+
+
+def test_the_rewards_of_another_data_source_do_not_hide_a_fall(tmp_path):
+    """Points of code, from 0 to 100, made every fall of a reward from 0 to 1 look small."""
+    found = findings_of(run_of_sources(tmp_path / "run", {"maths": 1.0, "code": 100.0}, has_accuracy=False))
+    titles = [finding.title for finding in found]
+    assert "Held-out reward fell: maths" in titles and SHIFT in titles
+
+
+def test_a_source_of_few_groups_is_not_compared(tmp_path):
+    report_runs.records(
+        tmp_path,
+        1,
+        *[(report_runs.group([1, 0], source="maths", index=index), "trained") for index in range(150)],
+        (report_runs.group([1, 1, 0, 0, 0], source="code"), "trained"),
+        (report_runs.group([1, 0, 0], source="code", index=8), "trained"),
+        (report_runs.group([], source="logic"), "failed"),
+    )
+    report_runs.metrics(tmp_path, [(1, {})])
+    (run,) = read_runs([tmp_path])
+    table = step_table(run)
+    assert sources_of(table) == ["maths", "code"]
+    assert table[source_column("accuracy", "code")] == pytest.approx(3 / 8)
+    assert table[source_column("reward", "code")] == pytest.approx(3 / 8)
+    assert table[source_column("reward_spread", "code")] == pytest.approx(np.std([1, 1, 1, 0, 0, 0, 0, 0]))
+    assert table[source_column("unrated", "code")] == 0

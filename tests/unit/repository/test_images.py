@@ -23,6 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it there
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 LOCKS = ROOT / "scripts/locks"
 IMAGES = sorted(path for path in (ROOT / "docker").glob("Dockerfile*") if path.suffix != ".dockerignore")
 
@@ -120,10 +121,13 @@ def test_the_slurm_script_is_clean():
 
 #: What Ray's head writes into its session folder, and its job server.
 ADDRESS, SERVER = "192.0.2.1:41335", "http://192.0.2.1:36119"
+#: Listens at a port, as the client server of Ray's head does, which ends if another user listens there.
+LISTENER = "import socket, sys, time; kept = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(300)"
 STUBS = {
     "ray": '[[ $1 != --version ]] || { echo "ray, version 2.59.0"; exit; }; folder=${2#--temp-dir=}; '
-    f'[[ "$*" != *--head* ]] || {{ mkdir "$folder"; printf {ADDRESS} >"$folder/ray_current_cluster"; }}; '
-    "exec sleep 300",
+    '[[ "$*" == *--head* ]] || exec sleep 300; '
+    f'mkdir "$folder"; printf {ADDRESS} >"$folder/ray_current_cluster"; '
+    f'exec {sys.executable} -c "{LISTENER}" "${{3#--ray-client-server-port=}}"',
     "scontrol": "echo localhost; echo node2",
     # Runs on this machine what a node would run.
     "srun": 'line="srun $*"; echo "${line//$\'\\n\'/ }" >>"$SEEN"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
@@ -171,8 +175,12 @@ def test_the_slurm_script_starts_a_head_and_workers_submits_and_ends_with_the_jo
     head, *others, job = sorted(
         seen.read_text().splitlines(), key=lambda line: (line.startswith("verl-gsd"), "--head" not in line)
     )
-    assert "ray --head --port=0 " in head and " --dashboard-port=0 " in head and "--nodelist=localhost" in head
-    assert len(others) == 1 and f"ray --address={ADDRESS} " in others[0] and "--exclude=localhost" in others[0]
+    assert (
+        re.search(r" ray \d{5} --head --port=0 ", head)
+        and " --dashboard-port=0 " in head
+        and "--nodelist=localhost" in head
+    )
+    assert len(others) == 1 and f" ray --address={ADDRESS} " in others[0] and "--exclude=localhost" in others[0]
     assert "submit trainer.nnodes=2 trainer.n_gpus_per_node=8 algo=gvpo task=arithmetic" in job
     assert f"--address {SERVER} " in job and "--runs /shared/runs" in job
     assert "token=64 mode=token address=unset" in job
@@ -219,7 +227,40 @@ echo "ray $*" >>"$SEEN"
     srun = 'while [[ $1 == --* ]]; do shift; done; "$@"; exit 3'
     done, seen = slurm("algo=gvpo", "task=arithmetic", ray=ray, srun=srun)
     assert done.returncode == 1 and seen.with_suffix(".mode").read_text() == "700\n"
-    assert re.search(r"ray start --temp-dir=/tmp/ray_\d+_\w{6}/ray --head --port=", seen.read_text())
+    started = r"ray start --temp-dir=/tmp/ray_\d+_\w{6}/ray --ray-client-server-port=\d+ --head --port=0 "
+    assert re.search(started, seen.read_text())
+
+
+def test_the_ports_of_a_slurm_job_cannot_be_guessed_and_taken_before(slurm):
+    """Ray would end at a fixed port of its client server, or have no job server at a fixed port of its agent."""
+    ports = set()
+    for _ in range(2):
+        _, seen = slurm("algo=gvpo", "task=arithmetic")
+        head, worker = (line for line in seen.read_text().splitlines()[-3:] if line.startswith("srun"))
+        assert "--dashboard-agent-listen-port=0 " in head and "--dashboard-agent-listen-port=0 " in worker
+        ports |= set(re.findall(r" ray (\d{5}) --head", head + worker))
+    assert len(ports) == 2 and all(20000 <= int(port) < 32000 for port in ports)
+
+
+def test_a_slurm_job_gets_another_port_if_ray_ends_because_another_user_has_it(slurm):
+    """Ray has already written its address when its client server ends, and its other processes with it."""
+    once = ': >>"$SEEN.starts"; echo >>"$SEEN.starts"; (($(wc -l <"$SEEN.starts") > 1)) || exit 1; exec '
+    done, seen = slurm(
+        "algo=gvpo", "task=arithmetic", ray=STUBS["ray"].replace("exec " + sys.executable, once + sys.executable)
+    )
+    assert done.returncode == 7 and "starting it again with another port" in done.stderr, done.stderr
+    ports = re.findall(r" ray (\d{5}) --head", seen.read_text())
+    assert len(set(ports)) == len(ports) == 2, "the address of the first was not used"
+
+
+@as_root
+def test_a_listener_of_another_user_at_the_port_is_not_taken_for_rays(slurm):
+    """The stub for Ray listens there as that user, and soon ends, as Ray does."""
+    other = LISTENER.replace("kept =", "os.seteuid(65534); kept =").replace("import ", "import os, ")
+    ray = STUBS["ray"].replace(LISTENER, other.replace("300", "1"))
+    done, seen = slurm("algo=gvpo", "task=arithmetic", ray=ray)
+    assert done.returncode == 1 and "head on localhost did not come up" in done.stderr
+    assert len(re.findall(r" ray \d{5} --head", seen.read_text())) == 3 and "verl-gsd submit" not in seen.read_text()
 
 
 @pytest.mark.parametrize(("version", "code"), [("2.58.1", 2), ("2.9.3", 2), ("2.59.0", 7), ("2.60.0", 7), ("3.0.0", 7)])

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import typer
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from known_keys import known_keys
 from messages_of_code import HOLE, texts
 from places import ROOT
@@ -123,6 +124,17 @@ def test_every_setting_that_advice_names_exists(keys):
         if not is_known:
             wrong.append((where, name, value))
     assert len(named) > 200 and wrong == []
+
+
+def test_a_setting_that_a_shell_would_change_is_in_quotes():
+    keys = rf"\+{{0,2}}(?:{'|'.join(ROOTS)})(?:\.[\w{HOLE}]+)+"
+    quoted, bare = [], []
+    for of in texts():
+        quoted += re.findall(rf"(?<![\w.])'({keys}=[^'\s]*[{{\[][^']*)'", of.text)
+        bare += [(of.where, word) for word in re.findall(rf"(?<![\w.'+])({keys}=\S*?[{{}}\[\]*$&<>\"~!]\S*)", of.text)]
+    assert len(quoted) >= 4 and bare == []
+    for word in quoted:
+        OverridesParser.create().parse_override(word.replace(HOLE, "name"))
 
 
 def is_read(variable):

@@ -24,7 +24,7 @@ def folder(monkeypatch, tmp_path):
     with tempfile.TemporaryDirectory(prefix="gsd_", dir="/tmp") as base:
         Path(base).chmod(0o1777)
         monkeypatch.setattr(tempfile, "tempdir", base)
-        for name in (compile_cache.VARIABLE, compile_cache.HEADERS):
+        for name in (compile_cache.VARIABLE, compile_cache.HEADERS, compile_cache.ALLOCATOR):
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
         yield compile_cache.torchs_folder()
@@ -131,3 +131,20 @@ def test_a_folder_that_a_named_user_of_an_acl_can_write_is_rejected(tmp_path, mo
     monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path))
     with pytest.raises(ConfigError, match=r"mode 0770 and an ACL"):
         compile_cache.protect()
+
+
+def test_vllms_allocator_is_used_only_in_a_folder_for_temporary_files_of_ones_own(folder, monkeypatch, caplog):
+    """vLLM loads nccl_allocator.so from there, whoever made it."""
+    for off in ("", "0"):
+        monkeypatch.setenv(compile_cache.ALLOCATOR, off)
+        compile_cache.protect()
+    monkeypatch.setenv(compile_cache.ALLOCATOR, "1")
+    with pytest.raises(ConfigError, match=rf"{folder.parent}/nccl_allocator.so, but .*Set TMPDIR .*unset VLLM_USE"):
+        compile_cache.protect()
+    folder.parent.chmod(0o700)
+    compile_cache.protect()
+    assert os.environ[compile_cache.ALLOCATOR] == "1"
+    folder.parent.chmod(0o1777)
+    compile_cache.protect_or_warn()
+    assert os.environ[compile_cache.ALLOCATOR] == "0" and os.environ[compile_cache.VARIABLE] == str(folder)
+    assert f"{compile_cache.ALLOCATOR} is switched off" in caplog.text

@@ -176,6 +176,34 @@ def test_dumps_without_a_silent_group_are_reported(tmp_path):
     assert alone.mixed_groups == 0, "single responses tell nothing"
 
 
+@pytest.mark.parametrize("filtered", [range(3), range(3, 10), [0, 4, 9]])
+def test_dumps_are_reported_if_dynamic_sampling_was_on_in_a_part_of_the_steps(filtered, tmp_path):
+    silent, mixed = [0, 0], [0, 1]
+    for step in range(10):
+        scores = [mixed if step in filtered or n % 2 else silent for n in range(32)]
+        rows = [
+            (f"q{n}", f"u{step}x{n}_{k}_0", score) for n, group in enumerate(scores) for k, score in enumerate(group)
+        ]
+        dump(tmp_path / "dumps", step, *rows)
+    found = read_solve_rates(tmp_path / "dumps")
+    assert (found.mixed_files, found.mixed_groups) == (len(filtered), 32 * len(filtered))
+    assert found.unbiased_counts == (None, None)
+    (notice,) = found.notices()
+    assert re.search(rf"\b{32 * len(filtered)} groups in {len(filtered)} dumps\b.*algorithm\.filter_groups", notice)
+
+
+def test_a_step_without_a_silent_group_where_few_are_expected_is_not_reported(tmp_path):
+    """The silent rate rises from 0 over 1 of 32 to a half, as in a run that learns."""
+    for step, n_silent in enumerate([0, 0, 1, 0, 2, 4, 8, 16]):
+        scores = [[0, 0] if n < n_silent else [0, 1] for n in range(32)]
+        rows = [
+            (f"q{n}", f"u{step}x{n}_{k}_0", score) for n, group in enumerate(scores) for k, score in enumerate(group)
+        ]
+        dump(tmp_path / "dumps", step, *rows)
+    found = read_solve_rates(tmp_path / "dumps")
+    assert found.mixed_groups == 0 and found.notices() == [] and found.unbiased_counts[0] is found.correct
+
+
 def test_dumps_are_recognised_by_what_dynamic_sampling_compared(tmp_path):
     """With algorithm.filter_groups.metric=score, groups of equal verdicts stay if their scores differ."""
     scores = [("one", [0.5, 0.25]), ("two", [-1, 1])]

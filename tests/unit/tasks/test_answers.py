@@ -89,6 +89,7 @@ def test_megabytes_of_text_are_handled_in_linear_time(piece, megabytes):
         "(x+1)^{10^6}",
         "1500!",
         "^".join(["2"] * 400),
+        "2^{10}9^{9^{9}}",
     ],
 )
 def test_numbers_that_are_too_large_are_recognised(text):
@@ -113,6 +114,13 @@ def test_numbers_that_are_too_large_are_recognised(text):
         "9" * 900,
         "#9999#^9",
         "^".join(["1"] * 400),
+        r"\frac{10!}{7!3!}",
+        "2^{10}3^{5}",
+        r"7^3 2^{100}",
+        r"7^3\,2^{100}",
+        "((3)(4))!",
+        "5(3)!",
+        "(2!)(6!)",
         "",
     ],
 )

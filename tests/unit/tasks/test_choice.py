@@ -2,7 +2,7 @@
 
 import pytest
 
-from verl_gsd.tasks.choice import compute_score, final_letter
+from verl_gsd.tasks.choice import chosen_letters, compute_score, final_letter
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,12 @@ def test_a_response_without_an_answer_is_wrong(solution):
 def test_a_reference_that_is_not_a_letter_is_an_error(truth):
     with pytest.raises(ValueError, match=r"ground_truth=.*data_source=arc: "):
         compute_score("arc", r"\boxed{A}", truth)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [("(d)", ("D",)), (r"\text{(c)}", ("C",)), ("b)", ("B",)), ("[B]", ("B",)), ("d", ()), ("(k)", ()), ("(x)", ())],
+)
+def test_a_letter_in_brackets_may_be_small(answer, letters):
+    assert chosen_letters(answer, or_with_reason=True) == letters
+    assert chosen_letters(answer) == ()  # a reference (d) may be the value d

@@ -112,7 +112,7 @@ def test_a_normal_form_is_its_own_normal_form(text):
     ("text", "answer", "qualifier"),
     [
         (r"f(x)=2x \text{ for all } x", "f(x)=2x", "forallx"),
-        (r"f(x)=2x\forall x\in\mathbb{R}", "f(x)=2x", "forallxR"),
+        (r"f(x)=2x\forall x\in\mathbb{R}", "f(x)=2x", "forallx"),
         ("5 because it is odd", "5", "becauseitisodd"),
         (r"5 \text{ if } n \text{ is even}", r"5 \text{ if } n \text{ is even}", ""),
         (r"\text{for all } x", r"\text{for all } x", ""),

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from verl_gsd.tasks import maths
 from verl_gsd.tasks.quantities import Unit, parse_unit, reconciled, same_time
 
 METER, SPEED = (("m", 1),), (("m", 1), ("s", -1))
@@ -43,7 +44,8 @@ def test_a_unit_in_base_units(text, unit):
         (r"\sqrt{2}\text{ m}", r"1\text{ cm}", (r"(\sqrt{2}) \cdot \frac{100}{1}", "1")),
         (r"5\text{ m}", r"5\text{ kg}", None),
         (r"5\text{ m}", r"5\text{ m}^2", None),
-        (r"5\text{ apples}", r"5\text{ m}", (r"5\text{ apples}", "5")),
+        (r"5\text{ apples}", r"5\text{ m}", None),
+        (r"5\text{ apples}", "5", (r"5\text{ apples}", "5")),
         (r"5\text{ ft }6\text{ in}", r"66\text{ in}", (r"(\frac{11}{2}) \cdot \frac{12}{1}", "66")),
         (r"5\text{ cm }6\text{ cm}", r"5\text{ cm}", (r"5\text{ cm }6\text{ cm}", "5")),  # two answers
         (r"\$5", "5 €", None),
@@ -62,6 +64,24 @@ def test_a_unit_in_base_units(text, unit):
 )
 def test_two_answers_in_one_unit(answer, truth, expected):
     assert reconciled(answer, truth) == expected
+
+
+ABSURD = "m " + "Tm^9fm^-9" * 19
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        (rf"5\text{{ {ABSURD}}}", r"5\text{ cm}"),
+        (rf"x\text{{ {ABSURD}}}", r"x\text{ cm}"),
+        (rf"5\text{{ km }} 3\text{{ {ABSURD}}}", r"5\text{ km}"),
+        (rf"5\text{{ {ABSURD}}} 3\text{{ m}}", r"5\text{ m}"),
+    ],
+)
+def test_units_of_absurd_sizes_are_no_crash(answer, truth):
+    """The factor between the units has more digits than Python prints."""
+    for pair in ((answer, truth), (truth, answer)):
+        assert not maths.compare(*pair).right
 
 
 @pytest.mark.parametrize(

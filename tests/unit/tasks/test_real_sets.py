@@ -3,7 +3,7 @@ r"""Intervals, inequalities and set builders as sets of real numbers."""
 import pytest
 from sympy import FiniteSet, Interval, Reals, S, Union, oo
 
-from verl_gsd.tasks.real_sets import letter_of, real_set, same_sets
+from verl_gsd.tasks.real_sets import letter_of, letters_of, real_set, same_sets
 from verl_gsd.tasks.structure import read
 
 
@@ -32,6 +32,13 @@ from verl_gsd.tasks.structure import read
         (r"|2x-3|<2", None),
         (r"\{n\in\mathbb{Z}: 1\le n<4\}", FiniteSet(1, 2, 3)),
         (r"\{x\in\mathbb{R}: 1\le x<4\}", Interval(1, 4, False, True)),
+        (r"1\le n<4, n\in\mathbb{Z}", FiniteSet(1, 2, 3)),
+        (r"x\in(0,1) \text{ or } x>2", Union(Interval.open(0, 1), Interval.open(2, oo))),
+        (r"x\in(0,1) \text{ or } y>2", None),
+        (r"x>0 \text{ and } y<2", None),
+        ("(0,1), (2,3]", Union(Interval.open(0, 1), Interval(2, 3, True, False))),
+        ("(0,2), (1,3)", None),  # the union or the intersection
+        (r"\{(0,1), (2,3)\}", None),  # points
         (r"\{x\in\mathbb{R}: x>1\}\cup\{0\}", Union(FiniteSet(0), Interval.open(1, oo))),
     ],
 )
@@ -44,6 +51,14 @@ def test_the_set_of_an_answer(text, expected):
 )
 def test_the_letter_of_an_inequality(text, letter):
     assert letter_of(read(text)) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [(r"x>1 \text{ or } x<-1", {"x"}), (r"x>1 \text{ and } y>1", {"x", "y"}), (r"a\in(0,1)", {"a"}), ("[0,1]", set())],
+)
+def test_the_letters_of_a_set(text, letters):
+    assert letters_of(read(text)) == letters
 
 
 def test_ends_are_compared_as_numbers():

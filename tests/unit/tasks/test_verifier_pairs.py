@@ -42,7 +42,11 @@ def accepted(answer, reference):
     return is_right(answer if "boxed" in answer else rf"So it is \boxed{{{answer}}}.", reference)
 
 
-KINDS = json.loads((PAIRS / "kinds.json").read_text(encoding="utf-8"))
+KINDS = {
+    kind: pairs
+    for file in sorted(PAIRS.glob("kinds*.json"))
+    for kind, pairs in json.loads(file.read_text(encoding="utf-8")).items()
+}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

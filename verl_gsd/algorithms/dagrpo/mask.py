@@ -45,30 +45,36 @@ class Dagrpo(Extension):
         self._has_warned = False
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
-        """Three columns, (N,) each.
+        """Four columns, (N,) each.
 
         - ``judge_score``: float, NaN for a row without a score
+        - ``verdict``: float, see ``_verdicts``; NaN for a demonstration and a row of no group
         - ``judge_failed``: bool, whether the judgement of the row failed
         - ``demonstration``: bool, whether the row is a demonstration
         """
-        score = np.full(len(members), math.nan)
+        score, verdict = np.full(len(members), math.nan), np.full(len(members), math.nan)
         failed: np.ndarray = np.zeros(len(members), bool)
         demonstration: np.ndarray = np.zeros(len(members), bool)
+        by_uid = {row.group.uid: row.group for row in members if row is not None}
+        verdicts = {uid: _verdicts(group) for uid, group in by_uid.items()}
         for number, row in enumerate(members):
             if row is None:
                 continue
             if row.response_index is None:
                 demonstration[number] = True
-            elif row.group.scores is not None:
+                continue
+            verdict[number] = verdicts[row.group.uid][row.response_index]
+            if row.group.scores is not None:
                 score[number] = row.group.scores[row.response_index]
                 failed[number] = math.isnan(score[number])
-        self._uids = {row.group.uid for row in members if row is not None}
-        columns = {"judge_score": score, "judge_failed": failed, "demonstration": demonstration}
+        self._uids = set(by_uid)
+        columns = {"judge_score": score, "verdict": verdict, "judge_failed": failed, "demonstration": demonstration}
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def centre(self, rows: Rows) -> torch.Tensor | tuple[torch.Tensor, GroupStats]:
         """The masked, centred rewards. The method also counts what was masked."""
         settings, score = self.settings, rows.column("judge_score", "dagrpo")
+        verdict = rows.columns["verdict"]
         failed = rows.columns["judge_failed"] if settings.fail_closed else None
         self._delta = self._delta_of(rows, score)
         self._delta_by_uid |= dict.fromkeys(self._uids, self._delta)
@@ -81,7 +87,7 @@ class Dagrpo(Extension):
         for pairs in pairs_by_size(rows.rewards, score, rows.stats):
             kept, among_own = pairs.kept(**pair_mask), pairs.among(own)
             paired[pairs.row] = any_pair(among_own)
-            self._counts.update(_pair_counts(pairs, among_own, kept))
+            self._counts.update(_pair_counts(pairs, among_own, kept, verdict))
             if settings.mask == "pairs":
                 centred[pairs.row], has_signal[pairs.row] = pairs.centred(kept), any_pair(kept)
             else:
@@ -100,8 +106,9 @@ class Dagrpo(Extension):
     def record(self, group: Group) -> dict[str, float | None]:
         """Columns for the records, over the group's own responses.
 
-        They count the pairs of unequal rewards, the pairs that the mask keeps, those on which the judge contradicts the
-        verifier, and the failed judgements. The last column is the mean score.
+        They count the pairs with unequal verdicts, those of them that the mask keeps, those on which the judge
+        contradicts the verifier, the pairs that differ by a shaped term alone, and the failed judgements. The last
+        column is the mean score.
         """
         if group.scores is None or len(group.rewards) < 2:
             return {}
@@ -110,12 +117,13 @@ class Dagrpo(Extension):
         delta = self._delta_by_uid.get(group.uid, self._delta)
         mask = {"delta": delta, "signed": self.settings.signed, "drop_rows": failed}
         (pairs,) = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
-        counts = _pair_counts(pairs, pairs.unequal, pairs.kept(**mask))
+        counts = _pair_counts(pairs, pairs.unequal, pairs.kept(**mask), torch.from_numpy(_verdicts(group)))
         judged = group.scores[~np.isnan(group.scores)]
         return {
             "dagrpo_pairs": counts["pairs"],
             "dagrpo_pairs_kept": counts["kept"],
             "dagrpo_pairs_contradicted": counts["contradicted"],
+            "dagrpo_pairs_shaped": counts["shaped"],
             "judge_failed": float(len(group.scores) - len(judged)),
             "judge_score": float(judged.mean()) if len(judged) else None,
         }
@@ -130,12 +138,18 @@ class Dagrpo(Extension):
 
         Among pairs of the policy's responses with unequal rewards:
 
+        - ``pairs/shaped``: pairs with equal verdicts. Their rewards differ by a shaped term alone, such as a length
+          penalty, of which a judge need not know anything
+
+        Among the other ones, whose verdicts differ, too:
+
         - ``pairs/kept``: pairs that reach delta or are not judged
         - ``pairs/judged``: pairs with two scores
-        - ``pairs/contradicted``: of the judged pairs, those in which the judge prefers the worse response
+        - ``pairs/contradicted``: of the judged pairs, those in which the judge prefers the response with the worse
+          verdict
         - ``pairs/tied``: of the judged pairs, those with equal scores
 
-        Among the responses of groups with such pairs:
+        Among the responses of groups with pairs of unequal rewards:
 
         - ``masked/right``, ``masked/wrong``: of the responses above, and below, their group's mean, those masked
         - ``masked/groups``: groups in which every response was masked
@@ -145,6 +159,7 @@ class Dagrpo(Extension):
         self._delta_by_uid.clear()
         metrics = {} if math.isinf(self._delta) else {"dagrpo/delta": self._delta}
         for name, part, whole in (
+            ("pairs/shaped", "shaped", "unequal"),
             ("pairs/kept", "kept", "pairs"),
             ("pairs/judged", "judged", "pairs"),
             ("pairs/contradicted", "contradicted", "judged"),
@@ -219,18 +234,38 @@ def _centre_kept_rows(rows: Rows, keep: torch.Tensor) -> tuple[torch.Tensor, Gro
     return centre(rows.rewards, stats), stats
 
 
-def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor) -> dict[str, int]:
-    """Counts of the pairs in ``among``, (g, k, k) bool, each pair once: all, kept, judged, contradicted and tied ones.
+def _verdicts(group: Group) -> np.ndarray:
+    """(k,) float64, what tells right responses of a group from wrong ones: ``acc``, or the rewards without an ``acc``.
+
+    Length and format terms of a reward change no verdict.
+    """
+    return group.rewards if np.isnan(group.accuracies).any() else group.accuracies
+
+
+def _pair_counts(pairs: Pairs, among: torch.Tensor, kept: torch.Tensor, verdict: torch.Tensor) -> dict[str, int]:
+    """Counts of pairs in ``among``, (g, k, k) bool, each pair once.
+
+    ``unequal`` are all of them, and ``shaped`` those with equal verdicts. ``pairs`` are the others, and ``kept``,
+    ``judged``, ``contradicted`` and ``tied`` are among these.
 
     Args:
+        among: pairs of unequal rewards.
         kept: (g, k, k) bool, the pairs that the mask keeps.
+        verdict: (N,) float64, not NaN in a row with a pair in ``among``.
     """
+    of_row = verdict[pairs.row]
+    difference = of_row.unsqueeze(2) - of_row.unsqueeze(1)
+    clear = among & (difference != 0)
+    # The gap has the sign of the better reward, which a penalty can give to the response with the worse verdict.
+    gap = pairs.gap * (difference.sign_() * pairs.difference.sign())
     chosen = {
-        "pairs": among,
-        "kept": among & kept,
-        "judged": among & pairs.judged,
-        "contradicted": among & (pairs.gap < 0),
-        "tied": among & (pairs.gap == 0),
+        "unequal": among,
+        "shaped": among & ~clear,
+        "pairs": clear,
+        "kept": clear & kept,
+        "judged": clear & pairs.judged,
+        "contradicted": clear & (gap < 0),
+        "tied": clear & (pairs.gap == 0),
     }
     # numpy counts booleans ten times as fast as torch.
     return {name: int(np.count_nonzero(both_orders.cpu().numpy())) // 2 for name, both_orders in chosen.items()}

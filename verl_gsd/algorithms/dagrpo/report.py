@@ -7,10 +7,21 @@ from verl_gsd.extension import RecordColumn, ReportChart, ReportSection, StepFig
 #: All are null for a group that was not judged.
 RECORD_COLUMNS = (
     RecordColumn(
-        "dagrpo_pairs", "int32", "DaGRPO: pairs of a better and a worse response. Null if the group was not judged."
+        "dagrpo_pairs",
+        "int32",
+        "DaGRPO: pairs of a right and a wrong response: their verdicts and their rewards differ. Without `acc`, pairs "
+        "of unequal rewards. Null if the group was not judged.",
     ),
-    RecordColumn("dagrpo_pairs_kept", "int32", "DaGRPO: pairs that the mask kept."),
-    RecordColumn("dagrpo_pairs_contradicted", "int32", "DaGRPO: pairs in which the judge prefers the worse response."),
+    RecordColumn("dagrpo_pairs_kept", "int32", "DaGRPO: of these pairs, those that the mask kept."),
+    RecordColumn(
+        "dagrpo_pairs_contradicted", "int32", "DaGRPO: of these pairs, those in which the judge prefers the wrong one."
+    ),
+    RecordColumn(
+        "dagrpo_pairs_shaped",
+        "int32",
+        "DaGRPO: pairs of unequal rewards and equal verdicts, which differ by a shaped term alone. Null in files in "
+        "which `dagrpo_pairs` and the two columns after it count these pairs, too.",
+    ),
     RecordColumn("judge_failed", "int32", "DaGRPO: responses whose judgement failed."),
     RecordColumn("judge_score", "float64", "DaGRPO: mean score of the judged responses."),
 )
@@ -25,9 +36,10 @@ STEP_FIGURES = (
 REPORT = ReportSection(
     "dagrpo",
     "DaGRPO",
-    "Each pair is a better and a worse response to one prompt. The mask keeps the pairs whose judge scores differ by "
-    "delta or more. The judge contradicts the verifier in pairs in which it prefers the worse response. Pairs scored "
-    "alike have equal scores.",
+    "Each pair is a right and a wrong response to one prompt. The mask keeps the pairs whose judge scores differ by "
+    "delta or more. The judge contradicts the verifier in pairs in which it prefers the wrong response. Pairs scored "
+    "alike have equal scores. Pairs with equal verdicts, whose rewards differ by a shaped term alone, have a chart of "
+    "their own and count in no other.",
     (
         ReportChart(
             "pairs",
@@ -35,6 +47,14 @@ REPORT = ReportSection(
             {"kept": "pairs_kept", "contradicted": "pairs_contradicted", "scored alike": "dagrpo/pairs/tied"},
             "share of the pairs",
             values="share",
+        ),
+        ReportChart(
+            "shaped",
+            "Pairs with equal verdicts and unequal rewards",
+            {"equal verdicts": "dagrpo/pairs/shaped"},
+            "share of the pairs of unequal rewards",
+            values="share",
+            hide_zeros=True,
         ),
         ReportChart("score", "Judge's mean score", {"score": "judge_score"}, "score"),
         ReportChart(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -101,9 +102,8 @@ class Hadw(Extension):
             logger.warning(
                 "algorithm.gsd.hadw.accuracy_range=%s is applied to data_source=%s, too, but none of its first %d "
                 "responses has an acc outside [0, 1], as responses of %s have. If its accuracies are in [0, 1], "
-                "rescaling makes wrong responses partly right. Set a range per data source, for example "
-                "algorithm.gsd.hadw.accuracy_range={%s:%s}.",
-                *(ends, inside[0], self._responses[inside[0]], outside, outside, ends),
+                "rescaling makes wrong responses partly right. Set a range per data source, for example %s.",
+                *(ends, inside[0], self._responses[inside[0]], outside, _range_override(outside, ends)),
             )
 
     def stage_inputs(self, members: Sequence[Member | None], left: Sequence[Group]) -> dict[str, Any]:
@@ -261,10 +261,19 @@ class Hadw(Extension):
                 raise ValueError(
                     f"algorithm.gsd.hadw needs acc, the verifier's verdict in [0, 1]. A response to {where} "
                     f"has acc={accuracy}{rescaled}, which is outside [0, 1]. Return acc from the reward function. "
-                    "For a graded verifier, set algorithm.gsd.hadw.accuracy_range=[low,high], or "
-                    f"algorithm.gsd.hadw.accuracy_range={{{group.data_source}:[low,high]}} if other data sources have "
-                    "accuracies in [0, 1]."
+                    "For a graded verifier, set 'algorithm.gsd.hadw.accuracy_range=[low,high]', or "
+                    f"{_range_override(group.data_source, '[low,high]')} if other data sources have accuracies in "
+                    "[0, 1]."
                 )
+
+
+def _range_override(source: str, ends: str) -> str:
+    """The override that sets the range of one data source, in quotes, because a shell expands braces.
+
+    A backslash stands before each character that has a meaning in Hydra's grammar.
+    """
+    name = re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", source)
+    return f"'algorithm.gsd.hadw.accuracy_range={{{name}:{ends}}}'"
 
 
 def _share_degenerate(groups: Sequence[Group]) -> float:

@@ -17,8 +17,8 @@ def budget_effect(config: DictConfig) -> Effect:
     return Effect(
         weight="mean rollouts / the prompt's rollouts, times the expected gain of an equal group / that of its group "
         "(budget), so prompts with more rollouts do not weigh more on average: exactly for alpha=0 or rewards of 0 and "
-        "1, and within 6% for a verifier's partial credit and alpha up to 1; with a length or format penalty in the "
-        "reward, prompts with few rollouts can weigh a third more",
+        "1, and within 6% for a verifier's partial credit and alpha up to 1; if the reward has more values than acc, "
+        "such as a length penalty or the share of tests passed, groups of two can weigh up to a half more",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
 

@@ -32,7 +32,9 @@ What is exact and what is chosen:
   12% too small at alpha 1.5 and a third at alpha 2. From alpha 2 on we take the gain at 2, because the mean gain
   without a floor is infinite for groups of two from alpha 3 on.
 - If the reward has terms beside the verdict, such as a length penalty, its spread is not known, and the verdicts' gain
-  is taken. Parts of small groups are then up to a third too large.
+  is taken. Parts of small groups are then up to a third too large. If the reward is the share of tests passed, the
+  verdict is whether all passed, and hardly any response passes all, then parts of groups of two are up to a half too
+  large at alpha 1, and those of groups of 24 up to 30% too small.
 - Groups with demonstrations are always mixed, so the chance of a mixed group is not in their gain. We take that of a
   group whose other responses are all wrong (``demonstration_ratio``). Its part is then exactly that of an equal group.
 - Stages that mask pairs or weigh responses multiply a gain that the second factor does not know.

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from verl.utils.device import get_device_id
 
 from verl_gsd.algorithms.silent_groups.denominator import scale, unit_counts
-from verl_gsd.algorithms.silent_groups.extension import IN_SILENT_GROUP
+from verl_gsd.algorithms.silent_groups.extension import IN_SILENT_GROUP, RESPONSE_WEIGHT
 from verl_gsd.denominators import UNITS, divided_by
 from verl_gsd.extension import WorkerExtension
 
@@ -35,13 +35,14 @@ class SilentGroupsWorker(WorkerExtension):
 
     def before_mini_batch(self, data: TensorDict) -> None:
         tokens = torch.stack([mask.sum() for mask in data["loss_mask"].unbind()])
-        counts = unit_counts(data[IN_SILENT_GROUP].to(tokens.device), tokens).to(get_device_id())
+        silent, weight = (data[name].to(tokens.device) for name in (IN_SILENT_GROUP, RESPONSE_WEIGHT))
+        counts = unit_counts(silent, tokens, weight).to(get_device_id())
         dp_group = self.worker.engine.get_data_parallel_group()
         if dp_group is not None:
             torch.distributed.all_reduce(counts, group=dp_group)
         factor = scale(counts, self._unit)
         data["advantages"] = data["advantages"] * factor
-        shares = (counts[1].double() / counts[0].clamp(min=1)).tolist()
+        shares = (counts[1] / counts[0].clamp(min=1)).tolist()
         self._metrics = {
             **{f"silent_groups/share_of_{unit}": share for unit, share in zip(UNITS, shares, strict=True)},
             "silent_groups/scale": factor,

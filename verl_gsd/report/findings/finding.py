@@ -48,10 +48,10 @@ class FindingThresholds:
         alone: share of groups with one response.
         failed: share of groups without a usable response.
         surplus, stale: shares of rollouts with these fates.
-        noise: observed minus predicted share of silent groups, among groups that were predicted to be mixed.
+        noise: observed minus predicted share of groups without a right response, among groups that were predicted to
+            be mixed.
         noise_groups: groups that this comparison needs.
         noise_errors: standard errors that the difference must exceed.
-        learned: growth of the accuracy of the rollouts above which earlier visits no longer predict silent groups.
         entropy: recent mean divided by initial mean, below which the policy collapses.
         length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
@@ -76,10 +76,9 @@ class FindingThresholds:
     failed: float = 0.02
     surplus: float = 0.2
     stale: float = 0.1
-    noise: float = 0.15
+    noise: float = 0.06
     noise_groups: int = 100
     noise_errors: float = 4.0
-    learned: float = 0.25
     entropy: float = 0.2
     length: float = 0.5
     clipped: float = 0.3
@@ -141,14 +140,17 @@ def is_rated(table: Columns) -> bool:
     return not np.nansum(column(table, "unrated"))
 
 
-def on_reward_scale(table: Columns, threshold: float) -> float:
+def on_reward_scale(table: Columns, threshold: float, spreads: str = "reward_spread") -> float:
     """A threshold for accuracies, in the units of the run's rewards; NaN if their spread is not known.
 
     Right and wrong responses in equal numbers have a standard deviation of 0.5. For rewards of 0 and 1, the threshold
     therefore stays what it is, and for rewards of -1 and 1 it is twice as large. Almost the largest spread of all steps
     is decisive: it is small as long as a policy solves almost nothing.
+
+    Args:
+        spreads: the column with the standard deviations of the rewards.
     """
-    spread = known_values(table, "reward_spread")
+    spread = known_values(table, spreads)
     return threshold * float(np.quantile(spread, 0.9)) / 0.5 if len(spread) else float("nan")
 
 

@@ -16,7 +16,6 @@ from verl_gsd.report.findings.finding import (
     Finder,
     Finding,
     assigned,
-    initial_mean,
     numeric_value,
     percent,
     recent_mean,
@@ -115,23 +114,25 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
-    This compares only groups that were predicted to be mixed rather than silent, because the prior has little weight
-    for them. The standard error is that of the same number of independent groups. A policy that learns fast solves
-    prompts for which earlier visits predict mixed groups, and nothing is wrong with that.
+    This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), because the prior
+    has little weight for them. A policy that learns makes such groups all right, and nothing is wrong with that.
+    Therefore only groups without a right response are compared with their prediction. The standard error is that of the
+    same number of independent groups.
     """
-    groups, observed, predicted, variance = (
-        float(np.nansum(column(table, f"likely_{name}"))) for name in ("groups", "silent", "predicted", "variance")
+    groups, silent, predicted, wrong, wrong_predicted, variance = (
+        float(np.nansum(column(table, f"likely_{name}")))
+        for name in ("groups", "silent", "predicted", "wrong", "wrong_predicted", "wrong_variance")
     )
-    if groups < THRESHOLDS.noise_groups or (observed - predicted) / groups <= THRESHOLDS.noise:
+    if groups < THRESHOLDS.noise_groups or (wrong - wrong_predicted) / groups <= THRESHOLDS.noise:
         return
-    if recent_mean(table, "accuracy") - initial_mean(table, "accuracy") > THRESHOLDS.learned:
-        return
-    if observed - predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
+    if wrong - wrong_predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
         temperature = numeric_value(config, _TEMPERATURE)
         yield Finding(
             "More groups are silent than earlier visits to their prompts predict",
             f"{groups:.0f} groups were expected to be mixed, because responses to their prompts differed before. "
-            f"{percent(observed / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
+            f"{percent(silent / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
+            f"{percent(wrong / groups)} had no right response, {percent(wrong_predicted / groups)} were expected, so "
+            "that learning does not explain it. "
             "Possible causes: responses to one prompt depend on each other (a low temperature, shared seeds); the "
             "verifier fails for whole groups (timeouts, answers that it cannot parse); or the policy has changed much "
             "since the last visit.",

@@ -26,7 +26,7 @@ from verl_gsd.report.findings.finding import (
 from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
 from verl_gsd.report.findings.trends import lasting_fall
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import column
+from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
 ENTROPY = "actor/entropy"
@@ -133,13 +133,14 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     All validations have the same n prompts. With m responses per prompt, the variance of an accuracy is
     sum_i p_i (1 - p_i) / (n^2 m), which is at most p (1 - p) / (n m) for the mean solve rate p. Means of rewards, and
     of values outside [0, 1], are no accuracies, and their variance is that between validations. Their fall is compared
-    with the spread of the rewards in training. If that is not known, it must only exceed chance.
+    with the spread of the source's rewards in training (``_least_fall``). If that is not known, it must only exceed
+    chance.
     """
     for name in held_out(table):
         known = ~np.isnan(table[name])
         responses = _held_out_responses(table, name)
         figure = figure_of(table, name)
-        least = THRESHOLDS.accuracy if figure == "accuracy" else on_reward_scale(table, THRESHOLDS.accuracy)
+        least = THRESHOLDS.accuracy if figure == "accuracy" else _least_fall(table, source_of(name))
         fall = lasting_fall(
             table["step"][known],
             table[name][known],
@@ -156,6 +157,19 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
                     "trainer.test_freq=...  # validate more often",
                 ),
             )
+
+
+def _least_fall(table: Columns, source: str) -> float:
+    """The fall of a held-out mean reward that matters; NaN if it is not known.
+
+    The scales of data sources can differ. If the run was not trained on ``source``, or hardly, the source with the
+    smallest spread is decisive: a limit on the scale of another one could hide any fall.
+    """
+    sources = sources_of(table)
+    of_sources = {of: on_reward_scale(table, THRESHOLDS.accuracy, source_column("reward_spread", of)) for of in sources}
+    if not of_sources:
+        return on_reward_scale(table, THRESHOLDS.accuracy)
+    return of_sources[source] if source in of_sources else min(of_sources.values())
 
 
 def _held_out_responses(table: Columns, name: str) -> float | None:

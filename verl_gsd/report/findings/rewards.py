@@ -20,15 +20,17 @@ from verl_gsd.report.findings.finding import (
     scaled,
 )
 from verl_gsd.report.findings.lengths import MAX_PROMPT, doubled
-from verl_gsd.report.findings.trends import growth, sudden_shift
+from verl_gsd.report.findings.trends import Shift, growth, sudden_shift
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import column
+from verl_gsd.report.steps import column, source_column, sources_of
 
 _REWARD_FUNCTION = "reward.custom_reward_function.path=...  # a function that"
 _WORKERS = "reward.num_workers"
 _FAILURES = "reward/failures/"
 _UNVERIFIED = "verifier/unverified"
 _SHUFFLE = "data.shuffle"
+#: A finding lists this many shifts.
+_MOST_SHIFTS = 5
 
 
 def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -75,22 +77,49 @@ def slow(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The accuracy of the rollouts changed suddenly and stayed there. A policy changes over several steps.
 
-    If some rollouts have no accuracy, their mean reward tells.
+    If some rollouts have no accuracy, their mean reward tells. Each data source is looked at, too: the verifier of one
+    of many hardly changes the accuracy of all.
     """
-    figure, shift = "accuracy", sudden_shift(table, "accuracy", THRESHOLDS.shift)
-    if shift is None and not is_rated(table):
-        figure, shift = "mean reward", sudden_shift(table, "reward", on_reward_scale(table, THRESHOLDS.shift))
-    if shift is not None:
+    sources = sources_of(table)
+    of_sources = [(f" of {source}", _shift_of_source(table, source, len(sources))) for source in sources]
+    shifts = [(of, figure, shift) for of, (figure, shift) in [("", _shift(table)), *of_sources] if shift is not None]
+    if shifts:
+        sentences = [
+            f"At step {shift.step}, the {figure} of the rollouts{of} changed at once from {shift.before:.3f} to "
+            f"{shift.after:.3f}."
+            for of, figure, shift in shifts[:_MOST_SHIFTS]
+        ]
+        more = len(shifts) - len(sentences)
         yield Finding(
             "The verdicts of the verifier shift",
-            f"At step {shift.step}, the {figure} of the rollouts changed at once from {shift.before:.3f} to "
-            f"{shift.after:.3f}. Possible causes: the verifier or its server changed, for example at a resume; the "
-            "prompts from this step on are of another kind; or a single update damaged the policy.",
+            f"{' '.join(sentences)} {f'So did those of {more} other data sources. ' if more else ''}"
+            "Possible causes: the verifier or its server changed, for example at a resume; the prompts from this step "
+            "on are of another kind; or a single update damaged the policy.",
             (
                 f"{_REWARD_FUNCTION} gives the same verdict at every step",
                 *assigned(config, _SHUFFLE, True, "mixes prompts of different kinds"),
             ),
         )
+
+
+def _shift(table: Columns) -> tuple[str, Shift | None]:
+    """The figure that shifts, and its shift, over all data sources."""
+    shift = sudden_shift(table, "accuracy", THRESHOLDS.shift)
+    if shift is not None or is_rated(table):
+        return "accuracy", shift
+    return "mean reward", sudden_shift(table, "reward", on_reward_scale(table, THRESHOLDS.shift))
+
+
+def _shift_of_source(table: Columns, source: str, n_sources: int) -> tuple[str, Shift | None]:
+    """As ``_shift``, of one data source."""
+    accuracy, reward, spreads, unrated = (
+        source_column(name, source) for name in ("accuracy", "reward", "reward_spread", "unrated")
+    )
+    shift = sudden_shift(table, accuracy, THRESHOLDS.shift, n_parts=n_sources)
+    if shift is not None or not np.nansum(column(table, unrated)):
+        return "accuracy", shift
+    least = on_reward_scale(table, THRESHOLDS.shift, spreads)
+    return "mean reward", sudden_shift(table, reward, least, n_parts=n_sources)
 
 
 def rising_unverified(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:

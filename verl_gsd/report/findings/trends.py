@@ -47,16 +47,27 @@ def spread(values: np.ndarray) -> float:
     return _NORMAL * float(np.median(np.abs(values - np.median(values))))
 
 
-def sudden_shift(table: Columns, name: str, least: float) -> Shift | None:
+def sudden_shift(table: Columns, name: str, least: float, *, n_parts: int | None = None) -> Shift | None:
     """Return the largest sudden shift of a column, or None if none exceeds ``least`` and the noise of a step.
 
     The noise is that of the differences between consecutive steps, which neither trends nor a few shifts change.
+
+    Args:
+        n_parts: the column is one of so many parts of a figure, which are all compared. The limit is then as unlikely
+            to be exceeded in any of them as it is in one. A part has few groups per step, so that its median deviation
+            can be 0 although it is noisy. Its standard deviation then counts.
     """
     values = known_values(table, name)
     if len(values) < 2 * _FAR:
         return None
     steps = table["step"][~np.isnan(column(table, name))]
-    limit = max(least, _SHIFT_SPREADS * spread(np.diff(values)) / np.sqrt(2))
+    differences = np.diff(values)
+    noise, spreads = spread(differences), _SHIFT_SPREADS
+    if n_parts is not None:
+        others = np.sort(np.abs(differences))[:-1]  # the largest may be the shift
+        noise = max(noise, float(np.sqrt(np.mean(others**2))))
+        spreads = float(np.sqrt(spreads**2 + 2 * np.log(n_parts)))  # by the tail of the normal law
+    limit = max(least, spreads * noise / np.sqrt(2))
     near, far = (_changes(values, size)[_FAR - size : len(values) - _FAR - size + 1] for size in (_NEAR, _FAR))
     # ``far`` may be larger by the noise alone; a steady growth is larger by the ratio of the distances.
     is_shift = (np.abs(near) > limit) & (np.abs(far) > limit) & (np.abs(near) >= _SUDDEN * np.abs(far))

@@ -155,7 +155,8 @@ def suggest_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | N
     if not others:
         return None
     if line.resume is None:
-        return f"Set trainer.resume_mode=resume_path trainer.resume_from_path={others[0]} to use a complete checkpoint."
+        path = shlex.quote(f"trainer.resume_from_path={others[0]}")
+        return f"Set trainer.resume_mode=resume_path {path} to use a complete checkpoint."
     return f"The newest complete checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
 
 

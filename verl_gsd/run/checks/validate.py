@@ -49,8 +49,8 @@ FULLEST_DISK = 0.95
 #: Names of keys and texts of values that look like secrets.
 SECRET_NAME = re.compile(
     r"api[_-]?key|private[_-]?key|secret|passw(?:or)?d|passphrase|credential|authorization|cookie"
-    r"|(?:^|[_-])(?:key|token|auth|bearer|pwd)(?:$|[_-])"
-    r"|(?:^|[_-])(?:pw|pass)$",  # not pass_at_k
+    r"|(?:^|[_-])(?:key|token|auth|bearer|pwd|creds|dsn|webhook)(?:$|[_-])"
+    r"|(?:^|[_-])(?:pw|pass|pat)$",  # not pass_at_k
     re.IGNORECASE,
 )
 SECRET_VALUE = re.compile(
@@ -61,6 +61,12 @@ SECRET_VALUE = re.compile(
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
     # Tokens of Groq, Replicate, npm and xAI. Ordinary names begin in the same way, but have separators: xai-org
     r"|\b(?:gsk_|r8_|npm_|xai-)[A-Za-z0-9]{16,}"
+    # Tokens of Docker, LangSmith, Together, DigitalOcean and Vault
+    r"|\b(?:dckr_[po]at_|lsv2_[ps][tk]_|tgp_v1_|dop_v1_|hvs\.)[A-Za-z0-9_-]{16,}"
+    # Of Weights & Biases, Perplexity and RunPod. Names of runs and models begin in the same way, but have separators
+    r"|\b(?:wandb_v1_|pplx-|rpa_)[A-Za-z0-9]{16,}"
+    r"|\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"  # of SendGrid
+    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"|\beyJ[A-Za-z0-9_-]{8,}"  # a JSON Web Token, which begins with {" in base64
     r"|(?:^|(?i:authorization:))\s*(?i:bearer)\s+\S+\s*$"
     r"|(?i:authorization:\s*basic)\s+\S+\s*$"
@@ -79,7 +85,7 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*['\"]?([^,}'\"]*)")
 #: As SECRET_NAME, for variables, whose names often lack the underscore: MYKEY, GITHUB_PAT.
 _SECRET_VARIABLE = re.compile(
     r"^(?!(?:old)?pwd$|ssh_auth_sock$)"  # the current folder, and a socket
-    rf"(?:.*(?:{SECRET_NAME.pattern}|(?:key|token|pwd|_pat)$|webhook|(?:database|db)_ur[il]))",
+    rf"(?:.*(?:{SECRET_NAME.pattern}|(?:key|token|pwd|creds|dsn|_pat)$|webhook|(?:database|db)_ur[il]))",
     re.IGNORECASE,
 )
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from dagrpo_groups import (
     NAN,
@@ -19,6 +20,7 @@ from dagrpo_groups import (
     is_kept_pair,
     masks,
     others,
+    shaped_groups,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from verl_gsd.records import LeftGroup, step_records
 
 NAMES = {
     "dagrpo/delta",
+    "dagrpo/pairs/shaped",
     "dagrpo/pairs/kept",
     "dagrpo/pairs/judged",
     "dagrpo/pairs/contradicted",
@@ -46,17 +49,21 @@ def is_paired(rows, row):
 def counted_by_hand(batches, mask, delta, signed, closed):
     """The step's figures, of responses that form a pair with another; right and wrong are above and below their group's
     mean, demonstrations included in that."""
-    pairs = kept = judged = contradicted = tied = mixed_groups = silent = 0
+    unequal = shaped = pairs = kept = judged = contradicted = tied = mixed_groups = silent = 0
     classes = {"right": [], "wrong": []}
     for groups in batches:
         rows = batch_of(*groups)[1]
         alive = alive_by_hand(rows, mask, delta, signed, closed)
         for a, b in itertools.combinations([row for row in rows if not row.demonstration], 2):
-            if a.label == b.label and a.reward != b.reward:
+            if a.label != b.label or a.reward == b.reward:
+                continue
+            unequal += 1
+            shaped += a.verdict == b.verdict
+            if a.verdict != b.verdict:
                 pairs += 1
                 kept += is_kept_pair(a, b, delta, signed, closed)
                 judged += not math.isnan(gap(a, b))
-                contradicted += gap(a, b) < 0
+                contradicted += (a.verdict - b.verdict) * (a.score - b.score) < 0
                 tied += gap(a, b) == 0
         for row, is_alive in zip(rows, alive, strict=True):
             of_group = [other.reward for other in rows if other.label == row.label]
@@ -70,6 +77,7 @@ def counted_by_hand(batches, mask, delta, signed, closed):
             mixed_groups += bool(paired)
             silent += bool(paired) and not any(alive[number] for number in paired)
     shares = {
+        "pairs/shaped": (shaped, unequal),
         "pairs/kept": (kept, pairs),
         "pairs/judged": (judged, pairs),
         "pairs/contradicted": (contradicted, judged),
@@ -82,7 +90,7 @@ def counted_by_hand(batches, mask, delta, signed, closed):
     return found if math.isinf(delta) else found | {"dagrpo/delta": delta}
 
 
-steps = st.lists(st.lists(groups_of(binary), min_size=1, max_size=3), max_size=3)
+steps = st.lists(st.lists(groups_of(binary) | shaped_groups(), min_size=1, max_size=3), max_size=3)
 
 
 @settings(max_examples=50)
@@ -109,6 +117,7 @@ def test_the_figures_of_a_step_by_example_and_their_names():
     found = dagrpo.end_step([])
     assert found == {
         "dagrpo/delta": 3,
+        "dagrpo/pairs/shaped": 0,
         "dagrpo/pairs/kept": 3 / 7,
         "dagrpo/pairs/judged": 6 / 7,
         "dagrpo/pairs/contradicted": 1 / 6,
@@ -153,6 +162,7 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
         "dagrpo_pairs": 4,
         "dagrpo_pairs_kept": 3,
         "dagrpo_pairs_contradicted": 1,
+        "dagrpo_pairs_shaped": 0,
         "judge_failed": 1,
         "judge_score": pytest.approx(14 / 3),
     }
@@ -167,18 +177,57 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
 
 
 @settings(max_examples=50)
-@given(groups_of(demonstrated=False), deltas, st.booleans(), st.booleans())
+@given(groups_of(demonstrated=False) | shaped_groups(), deltas, st.booleans(), st.booleans())
 def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
     section = {"delta": delta, "signed": signed, "fail_closed": closed}
     dagrpo = Dagrpo(section)
     chained(dagrpo, [of], section)
     recorded = dagrpo.record(of)
     found = dagrpo.end_step([of])
+    if recorded and (unequal := recorded["dagrpo_pairs"] + recorded["dagrpo_pairs_shaped"]):
+        assert recorded["dagrpo_pairs_shaped"] == pytest.approx(found["dagrpo/pairs/shaped"] * unequal)
     if recorded and recorded["dagrpo_pairs"]:
         assert recorded["dagrpo_pairs_kept"] == pytest.approx(found["dagrpo/pairs/kept"] * recorded["dagrpo_pairs"])
         judged = round(found["dagrpo/pairs/judged"] * recorded["dagrpo_pairs"])
         contradicted = judged * found.get("dagrpo/pairs/contradicted", 0)
         assert recorded["dagrpo_pairs_contradicted"] == pytest.approx(contradicted)
+
+
+def test_a_shaped_term_makes_no_judge_look_wrong():
+    """Right responses score 8 and wrong ones 3. The lengths of the responses make all rewards differ."""
+    section, rng = {"delta": 1.0}, np.random.default_rng(0)
+    dagrpo, groups = Dagrpo(section), []
+    for right in rng.integers(0, 9, 64):
+        verdicts = np.repeat([1.0, 0.0], [right, 8 - right])
+        scores = np.where(verdicts == 1, 8, 3)
+        groups.append(group(verdicts - 0.05 * rng.random(8), scores, verdicts=verdicts))
+    chained(dagrpo, groups, section)
+    recorded = [dagrpo.record(of) for of in groups]
+    found = dagrpo.end_step(groups)
+    assert found["dagrpo/pairs/tied"] == found["dagrpo/pairs/contradicted"] == 0
+    assert found["dagrpo/pairs/kept"] == 1 and found["dagrpo/pairs/shaped"] > 0.5
+    assert sum(of["dagrpo_pairs_contradicted"] for of in recorded) == 0
+    assert sum(of["dagrpo_pairs_kept"] for of in recorded) == sum(of["dagrpo_pairs"] for of in recorded) > 0
+
+
+def test_a_judge_that_agrees_with_the_verdict_does_not_contradict_it_whatever_the_penalty():
+    """The penalty gives the right response the lower reward. The mask still goes by the rewards."""
+    section = {"delta": 1.0}
+    dagrpo, of = Dagrpo(section), group([-0.5, 0], [8, 3], verdicts=[1, 0])
+    chained(dagrpo, [of], section)
+    recorded = dagrpo.record(of)
+    assert recorded["dagrpo_pairs"] == 1 and recorded["dagrpo_pairs_contradicted"] == 0
+    assert recorded["dagrpo_pairs_kept"] == 0
+    assert dagrpo.end_step([of])["dagrpo/pairs/contradicted"] == 0
+
+
+def test_without_an_accuracy_the_rewards_are_the_verdicts():
+    section = {"delta": 3}
+    dagrpo, of = Dagrpo(section), group([0.9, 0.1, 0.5], [1, 9, 5], verdicts=[NAN, 1, 1])
+    chained(dagrpo, [of], section)
+    assert dagrpo.record(of)["dagrpo_pairs_contradicted"] == dagrpo.record(of)["dagrpo_pairs"] == 3
+    found = dagrpo.end_step([of])
+    assert found["dagrpo/pairs/contradicted"] == 1 and found["dagrpo/pairs/shaped"] == 0
 
 
 def test_a_record_has_the_delta_of_its_step():

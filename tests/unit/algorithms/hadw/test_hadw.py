@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -303,7 +305,7 @@ def test_a_range_per_data_source_leaves_the_accuracies_of_other_sources_as_they_
     left = [hadw.on_group_left(visit, "trained") for visit in (code, group(1), group(0))]
     assert [visit.accuracies.mean() for visit in left] == [0.375, 0.125, 0]
     assert hadw.fingerprint()["accuracy_range"] == {"code": [-1, 1]}
-    with pytest.raises(ValueError, match=r"acc=-1\.0, which.*accuracy_range=\{other:\[low,high\]\}"):
+    with pytest.raises(ValueError, match=r"acc=-1\.0, which.*\.accuracy_range=\{other:\[low,high\]\}'"):
         hadw.on_groups_complete([replace(code, data_source="other")])
 
 
@@ -319,6 +321,24 @@ def test_one_range_warns_of_a_data_source_whose_accuracies_are_in_0_and_1_alread
     warned = [message for message in caplog.messages if "accuracy_range" in message]
     assert len(warned) == (accuracies == (0, 1) and not per_source)
     assert all("data_source=maths" in message and "{code:[-1,1]}" in message for message in warned)
+
+
+@pytest.mark.parametrize("source", ["openai/gsm8k", "my code", "a:b", "{x}[1],(y)=z", "a\\b"])
+def test_the_ranges_that_messages_advise_survive_a_shell_and_hydras_grammar(caplog, source):
+    """bash would make two words of {code:[-1,1]}."""
+    values = np.resize([-1.0, 1.0], 8)
+    visit = Group("visit", source, 0, values, values, np.ones(8, np.int64))
+    with pytest.raises(ValueError, match="accuracy_range") as error:
+        Hadw({"preset": "hard"}).on_groups_complete([visit])
+    hadw = Hadw({"preset": "hard", "accuracy_range": [-1.0, 1.0], "n_min": 8})
+    for other in (visit, replace(visit, data_source="maths", accuracies=(values + 1) / 2)):
+        hadw.on_group_left(other, "trained")
+    ends = {str(error.value): ["low", "high"], caplog.messages[-1]: [-1, 1]}
+    for message, expected in ends.items():
+        (quoted,) = re.findall(r"'algorithm\.gsd\.hadw\.accuracy_range=\{[^']*'", message)
+        (word,) = shlex.split(quoted)
+        override = OverridesParser.create().parse_override(word)
+        assert override.value() == {source: expected}
 
 
 def test_what_yaml_makes_of_off_is_off():

@@ -206,6 +206,10 @@ RANDOM = "q7Zp4Wd9Kx2Lm8Tv"
         *(f"https://hooks.slack.com/services/T0/B0/{RANDOM}", f"redis://:{RANDOM}@cache.example/0"),
         *(f"Basic {RANDOM}==", f"basic {RANDOM}", f"Authorization: Basic {RANDOM}"),
         *(f"https://a.example/b?sv=1&sig={RANDOM}%3D", f"https://a.example/b?X-Amz-Signature={RANDOM}"),
+        *(f"{prefix}{RANDOM}" for prefix in ("wandb_v1_", "dckr_pat_", "lsv2_pt_", "tgp_v1_", "dop_v1_", "hvs.")),
+        *(f"pplx-{RANDOM}", f"rpa_{RANDOM}", f"SG.{RANDOM}.{RANDOM}-{RANDOM}"),
+        *(f"-----BEGIN {kind}PRIVATE KEY-----{RANDOM}" for kind in ("", "OPENSSH ", "RSA ", "EC ")),
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----{RANDOM}",
     ],
 )
 def test_tokens_of_known_shapes_are_seen_whatever_their_key_and_are_not_repeated(check, tiny_task, value):
@@ -219,6 +223,7 @@ def test_tokens_of_known_shapes_are_seen_whatever_their_key_and_are_not_repeated
     [
         *("auth", "bearer", "pwd", "passphrase", "authorization", "Authorization", "X-Api-Key", "mysecret"),
         *("db_password", "cookie", "session_cookie", "pw", "db_pw", "pass", "private_key", "privatekey"),
+        *("creds", "db_creds", "gh_pat", "pat", "dsn", "sentry_dsn", "webhook", "slack_webhook", "webhook-url"),
     ],
 )
 def test_values_of_keys_that_name_a_secret_are_seen_alone_and_in_a_section(check, tiny_task, key):
@@ -248,7 +253,10 @@ def test_a_secret_from_the_environment_is_seen_by_the_name_of_its_variable(check
 
 
 #: Variables whose names say less than KEY or TOKEN.
-VARIABLES = ("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "DATABASE_URL", "DB_URI", "SESSION_COOKIE")
+VARIABLES = (
+    *("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "DATABASE_URL", "DB_URI", "SESSION_COOKIE"),
+    *("CREDS", "MYCREDS", "GH_PAT", "DSN", "SENTRY_DSN"),
+)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +313,20 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_seen_and_not_repeated(com
         *("ASIA_multilingual_math", "/mnt/ASIA-languages-train.parquet", "/data/hf_models_cache/qwen"),
         *("/scratch/sk-learn-experiments-2026", "ghr_a_and_b_run_number_2"),
         *("sk_learn_baseline_with_twelve", "a@b.example:1", "https://[::1]:8000/v1", "gsk_eight", "hooks.slack.com"),
+        *(
+            "pplx-7b-online",
+            "pplx-embed-context-v1-0.6b",
+            "wandb_v1_baseline_of_twelve",
+            "SG.train.parquet",
+            "hvs.csv",
+            "rpa_tables",
+        ),
+        *("lsv2_pt_data", "/data/SG.multilingual-mathematics.parquet", "-----BEGIN PUBLIC KEY-----", "dckr_patches"),
     ],
 )
 def test_ordinary_values_are_no_secrets(compose_fast, value):
     names = ("x", "pass_at_k", "keys", "tokenizer", "passes", "compass", "author")
+    names += ("path", "patience", "pattern", "compat_mode", "dsn2vec", "credsets", "webhooked")
     words = [f"+reward.custom_reward_function.reward_kwargs.{name}='{value}'" for name in names]
     assert not list(validate.check_secrets(*compose_fast("algo=grpo", "task=arithmetic", *words)))
 

@@ -1,8 +1,8 @@
-"""Tells which users listen at an address of this machine, before a cluster's token is sent there.
+"""Tells which users listen at an address of this machine, before a secret is sent there.
 
-Every user of a machine can listen at a port that is free: at the usual port of Ray's job server, or at the address of a
-cluster that has ended. Whoever listens there receives the token that a client of Ray sends with its first request. A
-port at which this user or root listens cannot be taken by others.
+Every user of a machine can listen at a port that is free: at the usual port of Ray's job server or of a judge, or at
+the address of a cluster that has ended. Whoever listens there receives the token that a client of Ray sends with its
+first request, or the judge's key. A port at which this user or root listens cannot be taken by others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from verl_gsd.errors import ConfigError
 
 #: The environment variable with the name or id of one other user of this machine whose Ray clusters may be used.
 TRUSTED = "VERL_GSD_CLUSTER_USER"
+#: The same for the one other user whose server of a judge may receive the judge's key.
+TRUSTED_JUDGE = "VERL_GSD_JUDGE_USER"
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -75,25 +77,25 @@ def users_of_connection(own: tuple[str, int], peer: tuple[str, int]) -> set[int]
     return listening | {row.user for row in _sockets() or () if row.is_open and (row.local, row.remote) == ends}
 
 
-def foreign_user(users: set[int]) -> int | None:
-    """One of ``users`` who is neither this user, nor root, nor the one that ``VERL_GSD_CLUSTER_USER`` names.
+def foreign_user(users: set[int], trusted: str = TRUSTED) -> int | None:
+    """One of ``users`` who is neither this user, nor root, nor the one whom the variable ``trusted`` names.
 
     Raises:
         ConfigError: the variable names no user of this machine.
     """
-    return min(users - {os.geteuid(), 0, _trusted_user()}, default=None)
+    return min(users - {os.geteuid(), 0, _trusted_user(trusted)}, default=None)
 
 
-def _trusted_user() -> int | None:
-    name = os.environ.get(TRUSTED, "")
+def _trusted_user(variable: str) -> int | None:
+    name = os.environ.get(variable, "")
     if not name or name.isdecimal():
         return int(name) if name else None
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         raise ConfigError(
-            f"{TRUSTED}={name}: this machine has no such user. Set it to the name or the id of the user whose Ray "
-            f"cluster you want to use, or run `unset {TRUSTED}`."
+            f"{variable}={name}: this machine has no such user. Set it to the name or the id of the user whom you "
+            f"trust, or run `unset {variable}`."
         ) from None
 
 

@@ -1,0 +1,157 @@
+"""A data set of somebody else leads ``prepare`` to no file outside of it."""
+
+import json
+import shutil
+from contextlib import suppress
+
+import datasets.data_files
+import pytest
+from typer.testing import CliRunner
+
+from verl_gsd.cli.main import app
+from verl_gsd.preparation import reading
+from verl_gsd.preparation.data_files import only_inside
+
+ROW = json.dumps({"problem": "PRIVATE", "answer": "1"}) + "\n"
+CHAIN = "reference://x.csv::file:///tmp/ref.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for place in ("private.jsonl", "hub/train.jsonl", "hub/data/train.jsonl"):
+        (tmp_path / place).write_text(ROW if place == "private.jsonl" else ROW.replace("PRIVATE", "Public?"))
+    return tmp_path / "hub"
+
+
+def prepare(folder, *words):
+    line = ["prepare", *(words or ["mine", "--input", str(folder)]), "--data", str(folder.parent / "data")]
+    return CliRunner().invoke(app, line, env={"COLUMNS": "500"})
+
+
+def rejected(folder, *words):
+    """The message."""
+    done = prepare(folder, *words)
+    assert done.exit_code == 2 and not list(folder.parent.glob("data/**/*.parquet")), done.output
+    return done.stderr
+
+
+def declare(folder, name="README.md", **config):
+    text = json.dumps({"configs": [{"config_name": "default", **config}]})
+    (folder / name).write_text(f"---\n{text}\n---\n" if name == "README.md" else text)
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["{private}", "../private.jsonl", "data/../../private.jsonl", "file://{private}", CHAIN, "zip://*::x.zip"],
+)
+def test_a_data_set_names_no_file_outside_of_it(folder, file, pattern):
+    pattern = pattern.format(private=folder.parent / "private.jsonl")
+    declare(folder, file, data_files=[{"split": "train", "path": ["train.jsonl", pattern]}])
+    line = 2 if file == "README.md" else 1
+    assert f"{folder}: {file}, line {line}, sets data_files to '{pattern}'" in rejected(folder)
+
+
+@pytest.mark.parametrize("names", [{"data_files": "*.jsonl"}, {}])
+@pytest.mark.parametrize("place", ["..", "data/../..", "{absolute}", "../hub2"])
+def test_a_data_set_names_no_folder_outside_of_it(folder, place, names):
+    """The name of the last one begins as the data set's does."""
+    (folder.parent / "hub2").mkdir()
+    shutil.copy(folder.parent / "private.jsonl", folder.parent / "hub2")
+    place = place.format(absolute=folder.parent)
+    declare(folder, data_dir=place, **names)
+    assert f"{folder}: README.md, line 2, sets data_dir to '{place}'" in rejected(folder)
+
+
+@pytest.mark.parametrize("name", ["train-2.jsonl", "train-2.json", "data/train-2.jsonl"])
+def test_a_link_in_a_data_set_leads_to_no_file_outside_of_it(folder, name):
+    """``datasets`` reads JSON itself, and our own reader reads JSON lines."""
+    (folder / name).symlink_to(folder.parent / "private.jsonl")
+    private = folder.parent / "private.jsonl"
+    assert f"{folder / name}: a link leads to {private}, outside the data set {folder}" in rejected(folder)
+
+
+def test_a_file_that_becomes_a_link_after_the_check_is_not_read(folder, monkeypatch):
+    resolve = reading._resolve_config
+
+    def resolve_and_replace(*arguments):
+        found = resolve(*arguments)
+        (folder / "train.jsonl").unlink()
+        (folder / "train.jsonl").symlink_to(folder.parent / "private.jsonl")
+        return found
+
+    monkeypatch.setattr(reading, "_resolve_config", resolve_and_replace)
+    assert f"a link leads out of {folder}" in rejected(folder)
+
+
+def test_files_and_links_in_a_data_set_are_read(folder):
+    (folder / "data" / "b.jsonl").symlink_to("../train.jsonl")
+    declare(folder, data_dir="data", data_files=[{"split": "train", "path": ["*.jsonl"]}])
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    done = prepare(link)
+    assert done.exit_code == 0 and "2 rows read" in done.output, done.output
+
+
+def test_the_cache_of_the_hub_has_links_to_its_blobs(tmp_path):
+    repository = tmp_path / "datasets--someone--name"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    (blobs / "def").write_text(ROW)
+    (snapshot / "train.jsonl").symlink_to("../../blobs/def")
+    assert prepare(snapshot, "mine", "--input", str(snapshot)).exit_code == 0
+    (tmp_path / "private.jsonl").write_text(ROW)
+    (snapshot / "train-2.jsonl").symlink_to(tmp_path / "private.jsonl")
+    done = prepare(snapshot, "other", "--input", str(snapshot))
+    assert done.exit_code == 2 and "a link leads to" in done.stderr
+
+
+@pytest.mark.parametrize("base", ["hf://datasets/someone/name@abc", "hf://datasets/someone/name@abc/data"])
+@pytest.mark.parametrize(
+    ("tail", "pattern"), [("", "/etc/passwd"), ("", "../x"), ("", "hf://datasets/a/b/x"), ("", CHAIN), ("/../..", "x")]
+)
+def test_a_data_set_on_the_hub_names_no_file_outside_of_it(monkeypatch, base, tail, pattern):
+    monkeypatch.setattr(datasets.data_files, "resolve_pattern", lambda *_: pytest.fail("it was resolved"))
+    with pytest.raises(ValueError, match=r"someone/name: README\.md sets data_"), only_inside("someone/name"):
+        datasets.data_files.resolve_pattern(pattern, base + tail)
+
+
+def test_the_reason_is_shown_if_datasets_falls_back_to_its_cache(monkeypatch):
+    """It does so after any error with a data set on the hub."""
+    reason = pytest.raises(ValueError, match=r"sets data_files to '/etc/passwd'")
+    with reason, only_inside("someone/name"), suppress(ValueError):
+        datasets.data_files.resolve_pattern("/etc/passwd", "hf://datasets/someone/name@abc")
+
+
+def test_files_of_a_data_set_on_the_hub_are_resolved(monkeypatch):
+    base = "hf://datasets/someone/name@abc"
+    found = [f"{base}/main/a.parquet"]
+    monkeypatch.setattr(datasets.data_files, "resolve_pattern", resolve := lambda *_: found)
+    with only_inside("someone/name"):
+        assert datasets.data_files.resolve_pattern("main/*", base) == found
+    assert datasets.data_files.resolve_pattern is resolve
+    found.append("/etc/passwd")
+    with pytest.raises(ValueError, match="sets data_files to '/etc/passwd'"), only_inside("someone/name"):
+        datasets.data_files.resolve_pattern("main/*", base)
+
+
+def test_a_folder_with_the_name_of_a_data_set_on_the_hub_is_not_read_instead(folder, monkeypatch):
+    namesake = folder.parent / "HuggingFaceH4" / "MATH-500"
+    namesake.mkdir(parents=True)
+    (namesake / "test.jsonl").write_text(ROW)
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(reading, "hub_revision", lambda *_: "abc")
+    assert "HuggingFaceH4/MATH-500: the current folder" in rejected(folder, "math500")
+
+
+def test_a_folder_that_takes_the_name_of_a_data_set_after_the_check_is_not_read(folder, monkeypatch):
+    def revision(kind, name):
+        (folder.parent / name).mkdir(parents=True)
+        (folder.parent / name / "test.jsonl").write_text(ROW)
+        return "abc"
+
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(reading, "hub_revision", revision)
+    message = f"HuggingFaceH4/MATH-500: datasets would read {folder.parent}/HuggingFaceH4/MATH-500 instead of the hub"
+    assert message in rejected(folder, "math500")
