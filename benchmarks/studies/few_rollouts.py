@@ -17,9 +17,14 @@ _ANCHORS = {
 def _arms(size: int) -> list[Arm]:
     groups = (f"actor_rollout_ref.rollout.n={size}", f"data.train_batch_size={_ROLLOUTS // size}")
     return [
-        Arm(f"grpo_n{size}", ("algo=grpo", *groups), Tuned("grpo"), against=f"grpo_n{size}"),
+        Arm(f"grpo_n{size}", ("algo=grpo", *groups), Tuned("methods", "grpo"), against=f"grpo_n{size}"),
         *(
-            Arm(f"hadw_{name}_n{size}", ("algo=hadw", *words, *groups), Tuned("hadw"), against=f"grpo_n{size}")
+            Arm(
+                f"hadw_{name}_n{size}",
+                ("algo=hadw", *words, *groups),
+                Tuned("methods", "hadw"),
+                against=f"grpo_n{size}",
+            )
             for name, words in _ANCHORS.items()
         ),
     ]
@@ -33,7 +38,7 @@ STUDY = Study(
         "all group sizes. Then HA-DW gains over GRPO with groups of 2 and 4, and less with 16."
     ),
     measure=(
-        "Exact held-out accuracy, averaged over the last quarter of a budget of tokens. Differences between HA-DW and "
+        "Exact held-out accuracy, averaged over the second half of a budget of tokens. Differences between HA-DW and "
         "GRPO of the same group size, paired by seed."
     ),
     spread="",

@@ -2,6 +2,8 @@
 
 from studies.declaration import Arm, Study
 
+#: Scores without a judge: the similarity of the text of response and reference. The study ``judge`` has scores of known
+#: quality.
 _STUB = "algorithm.gsd.dagrpo.judge.scorer=stub"
 
 STUDY = Study(
@@ -14,10 +16,18 @@ STUDY = Study(
         "difference above 0.02 between alpha 0 and 1 once the learning rate is tuned."
     ),
     measure=(
-        "Exact held-out accuracy, averaged over the last quarter of a budget of tokens that is the same for all runs "
-        "of a task. Differences to GRPO are paired by seed."
+        "Exact held-out accuracy (on arithmetic_graded the mean held-out reward, which that task trains), averaged "
+        "over the second half of a budget of tokens that is the same for all runs of a task. Differences to GRPO are "
+        "paired by seed."
     ),
-    spread="",
+    tuning=(
+        "Per arm and task, on two seeds of their own: 6e-5, 1.2e-4 and 2.4e-4, then by factors of 2 beyond the best "
+        "one while it is the lowest or the highest tried. The same measure decides."
+    ),
+    spread=(
+        "Six runs each of GRPO and Dr. GRPO on arithmetic at 1.2e-4: the measure of one run has a standard deviation of "
+        "0.012 and 0.009, a difference of one seed of 0.011. With 16 seeds a difference of 0.01 is 3.8 standard errors."
+    ),
     tasks=("arithmetic", "arithmetic_hard", "arithmetic_graded"),
     baseline="grpo",
     arms=(
@@ -30,5 +40,5 @@ STUDY = Study(
         Arm("dagrpo_mask", ("algo=dagrpo_mask", _STUB)),
         Arm("gvpo", ("algo=gvpo",)),
     ),
-    rates=(3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4),
+    rates=(6e-5, 1.2e-4, 2.4e-4),
 )

@@ -19,14 +19,14 @@ STUDY = Study(
         "diverge at 4 and 8 times the best rate, and they lose less accuracy."
     ),
     measure=(
-        "The share of runs whose exact accuracy over the last quarter of the tokens is below that before training, and "
+        "The share of runs whose exact accuracy over the second half of the tokens is below that before training, and "
         "the accuracy lost against the method's own best rate."
     ),
     spread="",
     tasks=("arithmetic",),
     baseline="grpo_x1",
     arms=tuple(
-        Arm(f"{name}_x{times}", words, Tuned(name, times), against=f"{name}_x1")
+        Arm(f"{name}_x{times}", words, Tuned("methods", name, times), against=f"{name}_x1")
         for name, words in _METHODS.items()
         for times in (1, 2, 4, 8)
     ),
