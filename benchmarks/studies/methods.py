@@ -25,8 +25,8 @@ STUDY = Study(
         "one while it is the lowest or the highest tried. The same measure decides."
     ),
     spread=(
-        "Six runs each of GRPO and Dr. GRPO on arithmetic at 1.2e-4: the measure of one run has a standard deviation of "
-        "0.012 and 0.009, a difference of one seed of 0.011. With 16 seeds a difference of 0.01 is 3.8 standard errors."
+        "Six runs each of GRPO and Dr. GRPO on arithmetic at 1.2e-4: the measure of one run has a standard deviation "
+        "of 0.012 and 0.009, the difference of one seed 0.011. With 16 seeds, 0.01 is then 3.8 standard errors."
     ),
     tasks=("arithmetic", "arithmetic_hard", "arithmetic_graded"),
     baseline="grpo",

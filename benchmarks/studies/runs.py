@@ -175,11 +175,10 @@ def train(
         try:
             absent = cell.missing(read_ledger(ledger))
             folder = (runs / cell.folder).absolute()
-            subprocess.run(
-                ["taskset", "--cpu-list", str(core), str(Path(sys.executable).parent / "verl-gsd"), "lab", "train"]
-                + [*cell.words, "--seeds", ",".join(map(str, absent)), "--runs", str(folder.parent)]
-                + ["--label", folder.name]
-            )
+            program = str(Path(sys.executable).parent / "verl-gsd")
+            seeds, label = ["--seeds", ",".join(map(str, absent))], ["--label", folder.name]
+            words = ["lab", "train", *cell.words, *seeds, "--runs", str(folder.parent), *label]
+            subprocess.run(["taskset", "--cpu-list", str(core), program, *words])
             for seed in absent:
                 run = read_finished(folder / f"seed_{seed}", cell.words, seed, commit)
                 with lock:

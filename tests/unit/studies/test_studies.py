@@ -44,8 +44,8 @@ def study(**changed):
     return Study(**stated | changed)
 
 
-def finished(words, seed, late=0.5, tokens=(0, 500, 1000), levels=None):
-    """A run that goes from 0.4 to ``late`` in its first half, and stays there."""
+def finished(words, seed, late=0.5, tokens=(0, 400, 1000), levels=None):
+    """A run that goes from 0.4 to ``late`` before half of its tokens, and stays there."""
     values = (0.4, late, late)
     return FinishedRun(
         words=words,
