@@ -6,7 +6,8 @@
 
 ``run`` first tries each arm's learning rates on seeds of their own, then trains all seeds at the best rate. Finished
 runs are lines of ``benchmarks/results/studies/runs.jsonl``; ``run`` trains what is not there. ``table`` writes
-``benchmarks/results/studies/NAME.json`` from them, and names what is missing.
+``benchmarks/results/studies/NAME.json`` from them, its table in ``docs/studies.md`` and its picture, and names what is
+missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.console import Console
 from studies.analysis import analyse
 from studies.declaration import Study
 from studies.ledger import LEDGER, read_ledger
+from studies.page import PAGE, draw, markdown, picture_of, with_table
 from studies.runs import needed, train
 
 from verl_gsd.lab.training.seeds import parse_seeds
@@ -72,6 +74,9 @@ def table(name: Name) -> None:
     result = analyse(load(name), read_ledger(), load)
     output = LEDGER.parent / f"{name}.json"
     publishing.write(result, output)
+    PAGE.write_text(with_table(PAGE.read_text(), name, markdown(result)))
+    if any(row["gain"] for row in result["rows"]):
+        draw(result, picture_of(name))
     out.print(f"{'partial' if result['missing'] else 'complete'}: {output}", soft_wrap=True)
 
 
