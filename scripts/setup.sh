@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Make a virtual environment with everything that this machine needs, or reuse it. The second time takes seconds.
-#   EXTRAS=cpu,dev | gpu,dev   extras of this package to install; by default gpu,dev where nvidia-smi lists a GPU
+#   EXTRAS=cpu,dev | gpu,dev   extras of this package to install; by default gpu,dev where nvidia-smi lists a GPU.
+#                              dev includes docs, the tools that build the documentation.
 #   VENV=.venv                 the environment's folder
 #   PYTHON=python3.11          the interpreter to build on; by default the first of python3.11, python3.12, python3.10
 #   LOCKED=1                   the exact versions in scripts/locks, and only files with the hashes there. [cpu] is locked
-#                              for Python 3.11 and [gpu] for 3.12, on x86-64. The tools of dev are not locked.
+#                              for Python 3.11 and [gpu] for 3.12, on x86-64. The tools of dev and docs are not locked.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath --canonicalize-missing "${VENV:-$root/.venv}")
@@ -20,8 +21,8 @@ esac
 
 for extra in ${extras//,/ }; do
   case $extra in
-    cpu | gpu | dev) ;;
-    *) echo "setup: EXTRAS=$extras: there is no extra $extra. Use cpu, gpu and dev." >&2; exit 1 ;;
+    cpu | gpu | docs | dev) ;;
+    *) echo "setup: EXTRAS=$extras: there is no extra $extra. Use cpu, gpu, docs and dev." >&2; exit 1 ;;
   esac
 done
 
@@ -99,9 +100,9 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]; then
     install --no-deps --require-hashes --requirement "$locks/build.txt" --requirement "$locks/$engine.txt"
     uv_install --no-deps --no-build-isolation -e .
   fi
-  # After the locked packages, this adds the tools of dev: what is installed satisfies every other requirement.
+  # After the locked packages, this adds the tools of dev and docs: what is installed satisfies every other requirement.
   case "${LOCKED:-}/,$extras," in
-    /* | */*,dev,*) install "${overrides[@]}" -e ".[$extras]" ;;
+    /* | */*,dev,* | */*,docs,*) install "${overrides[@]}" -e ".[$extras]" ;;
   esac
   echo "$stamp" >"$venv/.stamp"
   echo "setup: done. To check the environment, run: $venv/bin/verl-gsd doctor" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold, from a clean checkout. It prints the time of each part at its end.
-#   --fast   style, types, layers and tests/unit: no verl, no Ray
+#   --fast   style, types, layers, the documentation and tests/unit: no verl, no Ray
 #   (none)   the above, tests/contract, tests/engine and tests/stack: training runs on the real stack
 #   --full   the above and tests/drills: kills, clusters, long runs (hours)
 # Further words go to pytest. VENV names the environment, as for setup.sh.
@@ -28,6 +28,10 @@ part setup scripts/setup.sh
 bin=$(realpath "${VENV:-.venv}")/bin
 static() { "$bin"/ruff check . && "$bin"/ruff format --check . && "$bin"/mypy && "$bin"/lint-imports; }
 part "style, types, layers" static
+# Python finds this checkout first, whose modules the reference pages describe. The variable turns off an advertisement
+# of the theme.
+documentation() { NO_MKDOCS_2_WARNING=1 "$bin"/python -m mkdocs build --quiet --strict; }
+part documentation documentation
 # Words that begin with tests/ name tests. Then no other file is collected, and a folder without such tests (pytest's 5)
 # is no failure.
 named=no ran=no

@@ -96,7 +96,9 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+#: For the result of a command. Programs can read it.
 out = SafeConsole()
+#: For everything else: progress, notes, warnings and errors.
 err = SafeConsole(stderr=True)
 
 

@@ -231,9 +231,15 @@ class Declaration:
         lab: a function () -> name -> ``bernoulli.Algorithm``, as ``"module:function"``. These are rows of
             ``verl-gsd lab``. A ``bernoulli.SameAlgorithm`` refers a name to the row that its run would repeat.
         commands: name -> a function that typer turns into a command of ``verl-gsd``, as ``"module:function"``. A name
-            ``judge NAME`` belongs to the group ``judge``. ``verl-gsd --help`` imports the module, so import heavy
-            packages inside the function.
-        configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``.
+            ``judge NAME`` belongs to the group ``judge``. The docstring is the help, and may end with a section
+            ``Examples:`` of one command per line. ``verl-gsd --help`` imports the module, so import heavy packages
+            inside the function.
+        configs: a package whose YAML files ``algo/NAME.yaml`` become choices of ``algo=``. ``verl-gsd algos`` shows the
+            first sentence of the comment at the beginning of a file.
+        about: one sentence that says what the extension does. ``verl-gsd algos`` shows it if no choice of ``algo=`` has
+            the extension.
+        needs: what a run needs for the extension besides prompts and a verifier, as a part of a sentence. ``verl-gsd
+            algos`` shows it.
 
     Raises:
         ValueError: there is a remedy for an unknown finding.
@@ -268,6 +274,8 @@ class Declaration:
     lab: str | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
     configs: str | None = None
+    about: str = ""
+    needs: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, int | float):

@@ -24,6 +24,7 @@ f^(1 - alpha), and falls to 0 as sigma approaches 0: a group whose rewards diffe
 factor is continuous in sigma, and in alpha at 1. For eps = 0, no advantage exceeds sqrt(G - 1) f^(1 - alpha) in size.
 
 How this differs from the paper:
+
 - The paper defines the operations. That one exponent covers all of them is our reading.
 - The defaults are ddof = 1 and eps = 1e-6, as in verl's GRPO. The paper has ddof = 0 and eps = 0. With ddof = 1 a
   group's gradient is multiplied by ((G-1)/G)^(alpha/2).

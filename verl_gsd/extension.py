@@ -59,12 +59,12 @@ ENTRY_POINTS = "verl_gsd.extensions"
 ROLLOUTS = "__rollout_n__"
 #: Names in ``algorithm.gsd`` that belong to the dial and to the trainer.
 RESERVED = ("alpha", "ddof", "eps", "poll_interval", "state", "limits")
-#: Group -> the commands of ``verl-gsd`` that belong to no extension. An extension cannot use their names.
+#: Group -> the commands of ``verl-gsd`` that belong to no extension. Help lists them in this order, and an extension
+#: cannot use their names.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "": (
-        *("train", "submit", "status", "logs", "stop", "prepare", "eval", "verify", "export", "contract", "doctor"),
-        *("plan", "report"),
-        *("compare", "lab", "judge"),
+        *("train", "algos", "lab", "report", "compare", "eval", "verify", "judge", "export", "prepare", "plan"),
+        *("submit", "status", "logs", "stop", "doctor", "contract"),
     ),
     "lab": ("train", "identity"),
     "judge": ("score", "distill"),

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from verl_gsd.file_access import real_path
+
 #: Where Linux shows the files that this process has open, as links.
 _OPEN_FILES = Path("/proc/self/fd")
 #: The largest size in bytes of files with settings and results. They usually have less than 1 MiB.
@@ -28,10 +30,12 @@ def open_regular(
     Args:
         follow_links: whether ``path`` itself may be a symbolic link. Links in the folders above it are followed.
         folder: the descriptor of an open folder to which ``path`` is relative; by default, the current folder.
-        within: the folder that must contain the file. Links may lead to other places in it.
+        within: the folder that must contain the file. Links may lead to other places in it. Its own path may have
+            links of this user and of root. A link that another user chose could lead to a private folder of this user.
 
     Raises:
-        OSError: it cannot be opened, it is not a regular file, or a link leads out of ``within``.
+        OSError: it cannot be opened, it is not a regular file, a link leads out of ``within``, or another user owns or
+            could replace a link in the path of ``within``.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a writer.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
@@ -39,10 +43,19 @@ def open_regular(
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    if within is not None and not place_of(descriptor).is_relative_to(within.resolve()):
+    # The file is open by now: whoever exchanges a link afterwards cannot change what is read.
+    if within is not None and (problem := _outside(descriptor, within)):
         os.close(descriptor)
-        raise OSError(errno.EXDEV, f"a link leads out of {within}", str(path))
+        raise OSError(errno.EXDEV, problem, str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def _outside(descriptor: int, within: Path) -> str:
+    """Why an open file may not be in the folder that the user means by ``within``; an empty string if it is."""
+    place, problem = real_path(within)
+    if problem:
+        return problem
+    return "" if place_of(descriptor).is_relative_to(place) else f"a link leads out of {within}"
 
 
 def place_of(descriptor: int) -> Path:

@@ -80,7 +80,7 @@ class SectionSettings(BaseModel):
         if kind == "value_error":
             text = str(problem["ctx"]["error"])
             return f"{subject}: {text}" if text.endswith((".", "?")) else f"{subject}: {text}."
-        allowed = None if field is None else _allowed_values(field)
+        allowed = None if field is None else allowed_values(field)
         if allowed is None:
             return f"{subject}: {problem['msg']}."
         value = problem["input"]
@@ -137,7 +137,7 @@ def _alternatives(annotation: Any, metadata: Sequence[Any]) -> Iterable[tuple[An
         yield annotation, list(metadata)
 
 
-def _allowed_values(field: FieldInfo) -> str | None:
+def allowed_values(field: FieldInfo) -> str | None:
     """The values that a field may have, in words; None if this module cannot describe its type."""
     words = []
     for kind, metadata in _alternatives(field.annotation, field.metadata):

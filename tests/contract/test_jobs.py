@@ -14,8 +14,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import aiohttp
 import pytest
 import ray
+import typer
 import yaml
 from aiohttp import web
 from canaries import CANARIES, canaries_in, files_with_a_canary
@@ -25,9 +27,10 @@ from running import verl_gsd
 from typer.testing import CliRunner
 
 from verl_gsd import listeners
+from verl_gsd.cli import jobs
 from verl_gsd.cli.main import app
-from verl_gsd.jobs import cluster
-from verl_gsd.jobs.following import ConnectionLostError, follow
+from verl_gsd.jobs import checked_connections, cluster, following
+from verl_gsd.jobs.following import ConnectionLostError, NoAnswerError, follow
 from verl_gsd.jobs.submission import RUN_KEY
 
 LINE = ["algo=gsd", "task=arithmetic", "hardware=cpu"]
@@ -236,7 +239,57 @@ def test_nothing_is_sent_over_a_connection_at_whose_address_nobody_listens(monke
         monkeypatch.setattr(listeners, "listening_users", lambda *_: set())
         with pytest.raises(OSError, match="no process listens"):
             client.list_jobs()
+        monkeypatch.setattr(following, "GIVE_UP_S", 0.0)
+        with pytest.raises(NoAnswerError, match="no process listens"):
+            follow(client, "a", lambda text: None)
         assert not tokens
+
+
+def test_a_log_is_given_up_if_nobody_listens_at_the_address_any_more(monkeypatch, capsys):
+    """None of the other jobs is followed either: each would wait as long."""
+    for name in UNWANTED:
+        monkeypatch.setenv(name, "")
+    with ThreadingHTTPServer(("127.0.0.1", 0), TokenServer) as server:
+        server.tokens = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        client = cluster.connect(address)
+        server.shutdown()
+    monkeypatch.setattr(following, "GIVE_UP_S", 0.0)
+    with pytest.raises(typer.Exit) as ended:
+        jobs.watch(client, ["a", "b"], address)
+    assert ended.value.exit_code == 1
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert f"the job server does not answer: no process listens at {address}. It did not answer for 0 minutes" in said
+    assert "these jobs may be running or waiting: a, b" in said
+    assert f"run: verl-gsd logs ID --follow --address {address}" in said
+
+
+@pytest.mark.parametrize("kind", ["a request", "a log"])
+def test_a_check_learns_both_ends_of_a_connection_before_anything_is_sent(kind):
+    """The two ends decide whose users are looked up."""
+    checked = []
+
+    def reject(own, peer):
+        checked.append((own, peer))
+        raise cluster.ForeignServerError("not this one")
+
+    async def follow_log():
+        connector = checked_connections.CheckedConnector(reject)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            await session.ws_connect(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(cluster.ForeignServerError):
+            if kind == "a log":
+                asyncio.run(follow_log())
+            else:
+                checked_connections.session(reject).get(address)
+        connection, client = server.accept()
+        with connection:
+            assert connection.recv(1) == b"", "it was closed, and nothing was sent"
+        assert checked == [(client, server.getsockname())]
 
 
 class ProxyStub(BaseHTTPRequestHandler):
@@ -288,6 +341,21 @@ def test_a_proxy_receives_nothing_of_a_request_over_http(proxy):
         done = status_with_token(address)
     assert done.returncode == 0, done.stderr
     assert set(tokens) == {f"Bearer {'c' * 64}"} and proxy == []
+
+
+@as_root
+def test_a_proxy_receives_nothing_of_a_log_over_http(proxy):
+    async def read():
+        async for _ in client.tail_job_logs("a"):
+            pass
+
+    with token_server(0) as (address, tokens):
+        client = cluster.connect(address)
+        client._headers["authorization"] = "Bearer secret"
+        tokens.clear()
+        with pytest.raises(aiohttp.WSServerHandshakeError):  # the server sends no logs
+            asyncio.run(read())
+    assert tokens == ["Bearer secret"] and proxy == []
 
 
 def test_a_proxy_learns_only_the_host_of_a_request_over_https(proxy):

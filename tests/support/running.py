@@ -65,13 +65,13 @@ def train_through(run, *words, last, killed_after=None, saved=None, resumed_with
         done = verl_gsd("train", *line, **kwargs)
         assert done.returncode == 0, done.stdout + done.stderr
         between()
-        return dict.fromkeys(range(1, last + 1), 1), done.stdout
+        return dict.fromkeys(range(1, last + 1), 1), done.stdout + done.stderr
     code, printed = train_until_killed(*line, step=killed_after, **kwargs)
     assert code == 1, printed
     between()
     resumed = verl_gsd("train", f"resume={run}", *resumed_with, **kwargs)
     assert resumed.returncode == 0, printed + resumed.stdout + resumed.stderr
-    return {step: 1 if step <= saved else 2 for step in range(1, last + 1)}, printed + resumed.stdout
+    return {step: 1 if step <= saved else 2 for step in range(1, last + 1)}, printed + resumed.stdout + resumed.stderr
 
 
 def metrics(run, attempt):

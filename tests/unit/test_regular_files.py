@@ -59,6 +59,49 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.fixture
+def offered(tmp_path):
+    """A folder that another user can replace, because it is in a folder that others can write, and a private one."""
+    for name in ("shared/run", "private"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_bytes(name.encode())
+    (tmp_path / "shared").chmod(0o777)
+    return tmp_path / "shared" / "run"
+
+
+def test_a_folder_that_is_a_link_of_another_user_is_not_read(offered, tmp_path):
+    """The link may lead to a private folder. All of its files are in the folder to which it leads."""
+    assert read_regular(offered / "file", within=offered) == b"shared/run"
+    offered.rename(tmp_path / "before")
+    offered.symlink_to(tmp_path / "private")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match=f"the link {offered} belongs to user id .* other users can write"):
+        read_regular(offered / "file", within=offered)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    (tmp_path / "shared").chmod(0o755)
+    assert read_regular(offered / "file", within=offered) == b"private", "nobody else can replace it"
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["a link stays", "the folder is back"])
+def test_a_folder_that_becomes_a_link_while_a_file_is_opened_is_not_read(offered, tmp_path, monkeypatch, back):
+    opened = os.open
+
+    def stub_that_exchanges_the_folder(path, *arguments, **options):
+        if path != offered / "file":
+            return opened(path, *arguments, **options)
+        offered.rename(tmp_path / "before")
+        offered.symlink_to(tmp_path / "private")
+        descriptor = opened(path, *arguments, **options)
+        if back:
+            offered.unlink()
+            (tmp_path / "before").rename(offered)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", stub_that_exchanges_the_folder)
+    with pytest.raises(OSError, match=f"a link leads out of {offered}" if back else f"the link {offered} belongs"):
+        read_regular(offered / "file", within=offered)
+
+
 def test_a_link_that_is_changed_after_the_file_is_open_hides_nothing(tmp_path, monkeypatch):
     """The place of the open file counts. Another user could change the link between opening and checking."""
     (tmp_path / "run").mkdir()

@@ -1,7 +1,9 @@
-"""Groups of commands, ours and those that extensions declare (``Declaration.commands``)."""
+"""Groups of commands, ours and those that extensions declare (``Declaration.commands``), and how their help is made."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
@@ -13,6 +15,30 @@ if TYPE_CHECKING:
     from verl_gsd.extension import Declaration
 
 
+def add_command(app: typer.Typer, function: Callable[..., Any], name: str | None = None, **options: Any) -> None:
+    """Add a command whose help is the function's docstring, with its examples at the end.
+
+    Args:
+        name: of the command. Default: that of the function.
+        options: of ``typer.Typer.command``.
+    """
+    app.command(name, **help_and_examples(function), **options)(function)
+
+
+def help_and_examples(function: Callable[..., Any]) -> dict[str, str]:
+    """The options ``help`` and ``epilog`` of a command, from the docstring of its function.
+
+    The docstring may end with a section ``Examples:`` that has one command per line.
+    """
+    text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
+    return {"help": text, "epilog": epilog(*examples.splitlines())}
+
+
+def epilog(*examples: str) -> str:
+    """The end of a help with examples; empty without any. Typer keeps only ends of paragraphs."""
+    return "\n\n".join(["Examples:", *(example.strip() for example in examples)]) if examples else ""
+
+
 class CommandGroup(TyperGroup):
     """A group of commands to which extensions add theirs.
 
@@ -22,13 +48,18 @@ class CommandGroup(TyperGroup):
     Attributes:
         group: of the commands that belong here: ``judge`` for ``judge NAME``; empty for a name without spaces.
         declared_after: help lists the declared commands after this one of ours.
+        declared_panel: the panel of the declared commands in help. None: the panel of commands without one.
     """
 
     group: ClassVar[str] = ""
     declared_after: ClassVar[str]
+    declared_panel: ClassVar[str | None] = None
 
     def list_commands(self, ctx: Any) -> list[str]:
-        ours = super().list_commands(ctx)
+        """Our commands in the order of ``extension.COMMANDS``, and those that extensions declare."""
+        from verl_gsd.extension import COMMANDS
+
+        ours = sorted(super().list_commands(ctx), key=COMMANDS[self.group].index)
         place = ours.index(self.declared_after) + 1
         return [*ours[:place], *self._declared(), *ours[place:]]
 
@@ -57,7 +88,7 @@ class CommandGroup(TyperGroup):
         declaration, place = declared[name]
         app = typer.Typer(add_completion=False)
         try:
-            app.command(name)(extension.load(place))
+            add_command(app, extension.load(place), name, rich_help_panel=self.declared_panel)
             return typer.main.get_command(app)
         except Exception as error:  # another package's module may raise anything
             if extension.is_ours(declaration):
@@ -70,7 +101,8 @@ class CommandGroup(TyperGroup):
 class MainCommands(CommandGroup):
     """``verl-gsd NAME``."""
 
-    declared_after = "doctor"
+    declared_after = "stop"
+    declared_panel = "Commands of algorithms"
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line. The arguments are those of ``TyperGroup.main``."""

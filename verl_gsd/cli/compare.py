@@ -43,6 +43,10 @@ def compare(
     """Compare the held-out accuracy of methods at equal generated tokens, over seeds.
 
     Every run needs records and validations. A JSON file of an earlier comparison contributes the curves it contains.
+
+    Examples:
+        verl-gsd compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_* --exact
+        verl-gsd compare mine=runs/first theirs=runs/second --page compare.html
     """
     for option, path, suffix in (("--output", output, ".json"), ("--page", page, ".html")):
         if path is not None and (path.suffix != suffix or path.is_dir()):
@@ -80,6 +84,7 @@ def _read_curves(
     """
     from verl_gsd.compare.comparison_file import read_curves
     from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
+    from verl_gsd.run.trust import real_run
 
     curves: list[Curve] = []
     notices: list[str] = []
@@ -87,6 +92,7 @@ def _read_curves(
     words_by_path: dict[Path, str] = {}
     for word in runs:
         label, path = _split_label(word)
+        real_run(path)
         if not path.exists():
             raise ValueError(f"{path}: does not exist. Use a run directory or a JSON file that --output wrote")
         if (twin := words_by_path.setdefault(path.resolve(), word)) != word:

@@ -16,7 +16,12 @@ def contract(
         typer.Option("--verl", help="A checkout of verl to check instead of the installed one.", show_default=False),
     ] = None,
 ) -> None:
-    """Check whether verl still has all classes, functions, parameters and config keys that verl-gsd uses."""
+    """Check whether verl still has all classes, functions, parameters and config keys that verl-gsd uses.
+
+    Examples:
+        verl-gsd contract
+        verl-gsd contract --verl ~/verl
+    """
     from verl_gsd.run import verl_contract
 
     if checkout is not None and not (checkout / "verl" / "__init__.py").is_file():

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from verl_gsd.cli.judge_score import progress
 from verl_gsd.cli.prepare import default_directory
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS
 
@@ -71,11 +71,17 @@ def evaluate(
     """Evaluate a checkpoint: merge its shards, generate with vLLM, verify, and print figures with intervals.
 
     If interrupted, run the same command to resume.
+
+    Examples:
+        verl-gsd eval --checkpoint runs/first/global_step_40 --bench arithmetic
+        verl-gsd eval --checkpoint Qwen/Qwen2.5-0.5B --bench gsm8k,math500 --max-tokens 2048
     """
+    from verl_gsd.checkpoints import step_of
     from verl_gsd.cli.evaluate_tables import results_table, write_summary
     from verl_gsd.errors import ConfigError
     from verl_gsd.evaluation.run import Sampling, lock_output, resolve_model
     from verl_gsd.evaluation.run import evaluate as evaluate_model
+    from verl_gsd.run.trust import real_run
 
     try:
         if not 0 < top_p <= 1:
@@ -88,9 +94,11 @@ def evaluate(
             raise ValueError("--verifier-url and --verifier-model only work together. Use both, or neither")
         llm_verifier = _llm_verifier(verifier_url, verifier_model)
         benches = _benches(bench, data or data_folder())
+        if step_of(Path(checkpoint)) is not None:  # otherwise it is a model, and may be a name on the hub
+            real_run(Path(checkpoint).parent)
         folder = output or _checked_default_output(checkpoint)
         others = _read_others(against, benches)
-        out.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
+        err.print("Loading the model's weights. A run's checkpoint is merged first.", highlight=False)
         default_max_tokens, template_options = _training_settings(checkpoint)
         with lock_output(folder), progress() as display:
             results = evaluate_model(
@@ -153,12 +161,19 @@ def _checked_default_output(checkpoint: str) -> Path:
 
 
 def _read_others(against: Path | None, benches: Sequence[Bench]) -> dict[str, BenchResult]:
-    """The results of the evaluation ``against``, by benchmark."""
+    """The results of the evaluation ``against``, by benchmark.
+
+    Raises:
+        ConfigError: as for ``trust.real_run``.
+        ValueError: there is no evaluation, it is of another checkpoint, or it cannot be read.
+    """
     from verl_gsd.evaluation.results import RESULT, read_result
+    from verl_gsd.run.trust import real_run
 
     if against is None:
         return {}
     is_evaluation = any((against / bench.name / RESULT).is_file() for bench in benches)
+    real_run(against if is_evaluation else against.parent)  # a checkpoint may be a link to another disk
     folder = against if is_evaluation else default_output(str(against))
     if not folder.is_dir():
         raise ValueError(f"--against {against}: there is no evaluation in {folder}. Run verl-gsd eval for it first")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.rundir import RunDirectory
@@ -44,10 +44,16 @@ def export(
         typer.Option(metavar="NAME", help="Also upload to this repository on the hub, where you are logged in."),
     ] = None,
 ) -> None:
-    """Write a run's checkpoint as a Hugging Face model: weights, config, tokenizer, chat template and a model card."""
+    """Write a run's checkpoint as a Hugging Face model, with a model card.
+
+    Examples:
+        verl-gsd export runs/first models/first
+        verl-gsd export runs/first/global_step_40 models/first --dtype float32
+    """
     from huggingface_hub import HfApi
     from transformers.utils import logging as transformers_logging
 
+    from verl_gsd.checkpoints import step_of
     from verl_gsd.cli.evaluate import default_output
     from verl_gsd.export.checkpoint import find_checkpoint, shard_paths
     from verl_gsd.export.hub import check_login, upload
@@ -58,15 +64,17 @@ def export(
 
     transformers_logging.disable_progress_bar()
     try:
-        checkpoint = find_checkpoint(checkpoint)
-        # Once, so that it is one and the same run that is examined and read.
-        checkpoint = checkpoint.parent.resolve() / checkpoint.name
+        # Without links once and for all, so that it is one and the same run that is examined and read.
+        if step_of(checkpoint) is None:
+            checkpoint = find_checkpoint(run_trust.real_run(checkpoint))
+        else:
+            checkpoint = run_trust.real_run(checkpoint.parent) / checkpoint.name
         shard_paths(checkpoint)
         check_target(folder)
         api = HfApi()
         name = check_login(api, push) if push else folder.absolute().name
         distrust = None if trust else run_trust.distrust(RunDirectory(checkpoint.parent))
-        with out.status(f"exporting {escape(str(checkpoint))}"):
+        with err.status(f"exporting {escape(str(checkpoint))}"):
             export_checkpoint(
                 checkpoint,
                 folder,
@@ -81,7 +89,7 @@ def export(
         what = "adapter" if adapter else "model"
         out.print(f"The {what} of {escape(checkpoint.name)} is in [bold]{escape(str(folder))}[/].", soft_wrap=True)
         if push:
-            with out.status(f"uploading to {escape(name)}"):
+            with err.status(f"uploading to {escape(name)}"):
                 address = upload(api, folder, name)
             out.print(f"Uploaded to {escape(address)}.", soft_wrap=True, highlight=False)
     except (ValueError, OSError) as error:  # ConfigError is a ValueError

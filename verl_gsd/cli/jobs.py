@@ -33,7 +33,12 @@ def status(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Show the state of the jobs on a cluster."""
+    """Show the state of the jobs on a cluster.
+
+    Examples:
+        verl-gsd status
+        verl-gsd status --address http://head:8265
+    """
     from verl_gsd.jobs.cluster import connect, get_job, submitted_jobs
 
     with _exiting_on_cluster_errors(address):
@@ -52,7 +57,14 @@ def logs(
     address: Address = None,
     following: Annotated[bool, typer.Option("--follow", help="Follow the log until the job has ended.")] = False,
 ) -> None:
-    """Print a job's log so far. The output of verl, Ray and vLLM is in the run directory's logs."""
+    """Print a job's log so far.
+
+    The output of verl, Ray and vLLM is in the run directory's logs.
+
+    Examples:
+        verl-gsd logs arithmetic-grpo-20270101-120000
+        verl-gsd logs arithmetic-grpo-20270101-120000 --follow
+    """
     from verl_gsd.jobs.cluster import connect, get_job
 
     with _exiting_on_cluster_errors(address):
@@ -65,7 +77,12 @@ def logs(
 
 
 def stop(identifier: Identifier, address: Address = None) -> None:
-    """Stop a job. Its run can be resumed from its last checkpoint."""
+    """Stop a job. Its run can be resumed from its last checkpoint.
+
+    Examples:
+        verl-gsd stop arithmetic-grpo-20270101-120000
+        verl-gsd stop arithmetic-grpo-20270101-120000 --address http://head:8265
+    """
     from verl_gsd.jobs.cluster import connect, get_job
     from verl_gsd.jobs.submission import RUN_KEY
 
@@ -92,6 +109,8 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
         typer.Exit: code 1 if a job did not succeed or the cluster stopped answering; 130 after Ctrl-C, which stops
             only the watching and not the jobs.
     """
+    from verl_gsd.jobs.following import NoAnswerError
+
     states: dict[str, str] = {}
     try:
         for position, identifier in enumerate(identifiers, start=1):
@@ -99,11 +118,18 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
                 name = f"[bold]{escape(identifier)}[/]"
                 out.print(f"log of job {name} ({position} of {len(identifiers)})", soft_wrap=True)
             states[identifier] = _watch_one(client, identifier, address)
+    except NoAnswerError as error:
+        remaining = [identifier for identifier in identifiers if identifier not in states]
+        fail(
+            f"the job server does not answer: {error}. No longer watching; these jobs may be running or waiting: "
+            f"{', '.join(remaining)}\nTo look again, run: {_logs_command('ID', address)}",
+            code=1,
+        )
     except KeyboardInterrupt:
         remaining = [identifier for identifier in identifiers if identifier not in states]
         fail(
             f"No longer watching; these jobs keep running or waiting: {', '.join(remaining)}\n"
-            "To follow one, run: verl-gsd logs ID --follow\n"
+            f"To follow one, run: {_logs_command('ID', address)}\n"
             "To stop one, run: verl-gsd stop ID",
             code=130,
         )
@@ -116,18 +142,25 @@ def watch(client: JobSubmissionClient, identifiers: Sequence[str], address: str 
 
 
 def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None) -> str:
-    """Show a job's log until the job has ended. Return its final state, or ``unknown`` without an answer."""
-    from verl_gsd.jobs.following import ConnectionLostError, follow
+    """Show a job's log until the job has ended. Return its final state, or ``unknown`` if the cluster refuses to tell.
+
+    Raises:
+        NoAnswerError: the cluster stopped answering.
+    """
+    from verl_gsd.jobs.following import GIVE_UP_S, ConnectionLostError, NoAnswerError, follow
 
     log = _LogPrinter()
+    notice = f"connection lost; reconnecting until there is no answer for {GIVE_UP_S / 60:g} minutes"
     try:
         with _exiting_on_cluster_errors(address):
-            state = follow(client, identifier, log.print, on_drop=lambda: err.print("connection lost; reconnecting"))
+            state = follow(client, identifier, log.print, on_drop=lambda: err.print(notice, highlight=False))
         log.print_end()
+    except NoAnswerError:
+        raise
     except ConnectionLostError as error:
         err.print(
-            f"error: the cluster does not answer: {error}\n"
-            f"The job may still be running. To follow it again, run: verl-gsd logs {identifier} --follow",
+            f"error: the cluster does not send more of the log: {error}\n"
+            f"The job may still be running. To follow it again, run: {_logs_command(identifier, address)}",
             markup=False,
             soft_wrap=True,
         )
@@ -140,6 +173,10 @@ def _watch_one(client: JobSubmissionClient, identifier: str, address: str | None
         with suppress(Exception):  # the state is already known; the message is optional
             out.print(escape(client.get_job_info(identifier).message or ""), soft_wrap=True, highlight=False)
     return str(state.value)
+
+
+def _logs_command(identifier: str, address: str | None) -> str:
+    return f"verl-gsd logs {identifier} --follow" + (f" --address {shlex.quote(address)}" if address else "")
 
 
 class _LogPrinter:

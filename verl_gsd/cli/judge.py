@@ -9,18 +9,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from verl_gsd.cli.command_groups import JudgeCommands
+from verl_gsd.cli.command_groups import JudgeCommands, add_command, epilog
 from verl_gsd.cli.judge_score import Device, progress, score
 from verl_gsd.console import fail, out
 
 app = typer.Typer(
-    cls=JudgeCommands, help="A judge of responses outside a run: score, calibrate, distill.", no_args_is_help=True
+    cls=JudgeCommands,
+    help="A judge of responses outside a run: score, calibrate, distill.",
+    epilog=epilog(
+        "verl-gsd judge score responses.jsonl --output scored.jsonl --scorer stub",
+        "verl-gsd judge calibrate scored.jsonl",
+    ),
+    no_args_is_help=True,
 )
 
-app.command()(score)
 
-
-@app.command()
 def distill(
     cache: Annotated[Path, typer.Option(help="The cache with the judge's scores: the cache of a run's judge.")],
     encoder: Annotated[Path, typer.Option(help="The folder of a language model, for example the policy's.")],
@@ -30,7 +33,12 @@ def distill(
     ] = None,
     device: Device = "cpu",
 ) -> None:
-    """Fit a linear head on a local model's hidden states to a judge's scores, and test it on held-out problems."""
+    """Fit a linear head on a local model's hidden states to a judge's scores, and test it on held-out problems.
+
+    Examples:
+        verl-gsd judge distill --cache judge.sqlite --encoder models/first --output models/judge
+        verl-gsd judge distill --cache judge.sqlite --encoder models/first --output models/judge --device cuda
+    """
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.distilled import fit
     from verl_gsd.judge.encoder import Encoder
@@ -63,3 +71,7 @@ def distill(
     for sentence in distilled.agreement.describe():
         out.print(sentence, highlight=False)
     out.print(f"Wrote {escape(str(output))}. Its scorer identity is: {escape(distilled.identity)}.", highlight=False)
+
+
+add_command(app, score)
+add_command(app, distill)

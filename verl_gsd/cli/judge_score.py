@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 from verl_gsd.judge.score_files import SCORE_COLUMN, ResponseFile
 
 if TYPE_CHECKING:
@@ -54,7 +54,14 @@ def score(
     ] = None,
     device: Device = "cpu",
 ) -> None:
-    """Score the responses in FILE. If interrupted, run the same command with the same --cache to resume."""
+    """Score the responses in FILE.
+
+    If interrupted, run the same command with the same --cache to resume.
+
+    Examples:
+        verl-gsd judge score responses.jsonl --output scored.jsonl --scorer stub
+        verl-gsd judge score responses.jsonl --output scored.jsonl --scorer openai --base-url http://localhost:8000/v1
+    """
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.judge import Judge
     from verl_gsd.judge.offline import score_all
@@ -111,7 +118,7 @@ def _questions(sheet: RowTable, problem: str, response: str, reference: str | No
         raise ValueError(f"{sheet.path}: there are no rows in this file")
     problems, responses = sheet.column(problem, problem_text), sheet.column(response, as_response)
     if reference is None and "reference" not in sheet.names:
-        out.print("There is no column reference, so the judge sees no reference answers.", highlight=False)
+        err.print("There is no column reference, so the judge sees no reference answers.", highlight=False)
         references = [""] * len(sheet)
     else:
         references = sheet.column(reference or "reference", as_reference)
@@ -145,5 +152,5 @@ def _print_counts(metrics: dict[str, float]) -> None:
 def progress() -> Progress:
     """A progress bar with the numbers of finished and of all items."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
     )

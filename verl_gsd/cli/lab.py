@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verl_gsd.cli import lab_identity, lab_train
-from verl_gsd.cli.command_groups import LabCommands
+from verl_gsd.cli.command_groups import LabCommands, add_command, help_and_examples
 from verl_gsd.cli.rate_options import Column, CorrectColumn, Samples, TotalColumn
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail
 
 if TYPE_CHECKING:
     from verl_gsd.lab.experiment import Results
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=LabCommands, invoke_without_command=True)
 
 
-@app.callback()
 def lab(
     context: typer.Context,
     solve_rates: Annotated[
@@ -41,9 +40,14 @@ def lab(
     output: Annotated[Path | None, typer.Option(help="Write a page to this file, FILE.html.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write every chart into this folder.")] = None,
 ) -> None:
-    """What each algorithm does to easy and hard prompts, on Bernoulli logits, and the paper's figures recomputed.
+    """Small experiments without Ray and vLLM, in seconds to minutes.
 
-    With a command: experiments with a real policy, in seconds.
+    With a command: experiments with a real policy. Without one: what each algorithm does to easy and hard prompts, on
+    Bernoulli logits, and the paper's figures recomputed.
+
+    Examples:
+        verl-gsd lab --algo grpo --algo dr_grpo --algo alpha=0.5 --output lab.html
+        verl-gsd lab train algo=grpo task=arithmetic
     """
     if context.invoked_subcommand is not None:
         _reject_options(context)
@@ -72,8 +76,9 @@ def lab(
         write_outputs(TITLE, sections(results), charts_of(results), output, png)
 
 
-app.command(no_args_is_help=True)(lab_train.train)
-app.command(no_args_is_help=True)(lab_identity.identity)
+app.callback(**help_and_examples(lab))(lab)
+add_command(app, lab_train.train, no_args_is_help=True)
+add_command(app, lab_identity.identity, no_args_is_help=True)
 
 
 def _reject_options(context: typer.Context) -> None:
@@ -87,13 +92,15 @@ def _reject_options(context: typer.Context) -> None:
 
 def _prompts(path: Path | None, options: dict[str, Any]) -> Prompts:
     from verl_gsd.lab.prompts import measured, mixture
+    from verl_gsd.run.trust import real_run
     from verl_gsd.solve_rates import read_solve_rates
 
     if path is None:
         return mixture()
+    real_run(path)
     rates = read_solve_rates(path, **options)
     for notice in rates.notices():
-        out.print(notice, markup=False, highlight=False, soft_wrap=True)
+        err.print(notice, markup=False, highlight=False, soft_wrap=True)
     return measured(rates)
 
 
@@ -105,7 +112,7 @@ def _run(start: Prompts, names: list[str], n_prompts: int, group_size: int, step
 
     torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True) as bars:
         bar = bars.add_task("runs", total=n_runs(names))
         return experiment(
             start,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from verl_gsd.lab.identity_page import IdentityStudy
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 def identity(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=VALUE...", help="The words of verl-gsd train, e.g. algo=grpo task=arithmetic."),
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="The words of verl-gsd train, e.g. algo=grpo task=arithmetic.",
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
@@ -33,6 +38,10 @@ def identity(
 
     Nothing is trained. The policy samples one group per training prompt. For groups with different rewards, the command
     computes both sides of the identity of arXiv 2607.00152 by separate backward passes.
+
+    Examples:
+        verl-gsd lab identity algo=grpo task=arithmetic
+        verl-gsd lab identity algo=grpo task=arithmetic actor_rollout_ref.rollout.n=16 --groups 24
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs
@@ -42,7 +51,7 @@ def identity(
         from verl_gsd.lab.training.study import StudyPolicy, study_config
 
         config = study_config(words, model=model)
-        with out.status("loading the policy and verl"):
+        with err.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
         study = _measure(policy, int(config.actor_rollout_ref.rollout.n), groups, seed)
     except ConfigError as error:
@@ -72,7 +81,7 @@ def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> Ide
     from verl_gsd.lab.identity_page import IdentityStudy
 
     torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
-    with out.status("sampling one group per prompt"):
+    with err.status("sampling one group per prompt"):
         rates, sampled = policy.measure(1, group_size, seed)
     mixed = [group for group in sampled if group.rewards.min() < group.rewards.max()]
     if not mixed:
@@ -90,7 +99,7 @@ def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> Ide
             mixed[number].rewards,
             float(rate_of_mixed[number]),
         )
-        for number in track(chosen, "measuring gradients", console=out, transient=True)
+        for number in track(chosen, "measuring gradients", console=err, transient=True)
     ]
     rewards = {float(reward) for group in sampled for reward in group.rewards}
     return IdentityStudy(

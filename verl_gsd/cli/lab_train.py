@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from verl_gsd.cli.step_display import accuracies
 from verl_gsd.cli.train import held_out_prompts, make_task, name_run, print_audit, result_table
 from verl_gsd.console import err, fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,7 +33,9 @@ def train(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY=VALUE...", help="As for verl-gsd train: recipe=, or algo= and task=; any verl key."
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="As for verl-gsd train: recipe=, or algo= and task=; any verl key.",
         ),
     ],
     seeds: Annotated[
@@ -45,7 +48,12 @@ def train(
         str | None, typer.Option(help="With --seeds: runs are in RUNS/LABEL/seed_N. Default: the algorithm's name.")
     ] = None,
 ) -> None:
-    """Train a small policy without Ray and vLLM, e.g. verl-gsd lab train algo=grpo task=arithmetic --seeds 1..16."""
+    """Train a small policy without Ray and vLLM, in seconds.
+
+    Examples:
+        verl-gsd lab train algo=grpo task=arithmetic
+        verl-gsd lab train algo=dr_grpo task=arithmetic --seeds 1..16
+    """
     if not seeds and (runs is not None or label is not None):
         fail(f"{'--runs' if runs is not None else '--label'}: only runs of --seeds have it. Set --seeds, or remove it.")
     from verl_gsd.errors import ConfigError
@@ -164,7 +172,7 @@ def _prepare(composed: DictConfig, line: Line, config: DictConfig) -> None:
     import torch
 
     torch.set_num_threads(1)
-    with out.status("importing verl"), quiet():
+    with err.status("importing verl"), quiet():
         messages = validate_with_verl(config)
         import verl_gsd.lab.training.trainer  # noqa: F401 -- before the forks, which then need not import it
     for message in messages:
@@ -178,7 +186,7 @@ def _train_one(run: LabRun) -> dict[str, str]:
     from verl_gsd.rundir import read_metrics
 
     directory, total = run.directory, functools.cache(_total_steps)
-    out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
+    err.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
     with _bars() as bars:
         bar = bars.add_task("steps", total=None)
 
@@ -217,7 +225,7 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     folder = lab_runs[0].directory.path.parent
     skipped = f"; {len(lab_runs) - len(waiting)} have finished before" if len(waiting) < len(lab_runs) else ""
     count = "1 seed" if len(waiting) == 1 else f"{len(waiting)} seeds"
-    out.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
+    err.print(f"{count} to train{skipped}: [bold]{escape(str(folder))}[/]", soft_wrap=True)
     total = functools.cache(_total_steps)
     latest: dict[str, tuple[int, Mapping[str, float]]] = {}  # step and metrics, by the name of the run
     done = {run.name for run in lab_runs} - {run.name for run in waiting}
@@ -290,7 +298,7 @@ def _train_all(
 
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=out, transient=True)
+    return Progress(*columns, console=err, transient=True)
 
 
 def _failure(run: LabRun, error: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from verl_gsd.cli import (
+    algos,
     compare,
     contract,
     doctor,
@@ -23,27 +24,34 @@ from verl_gsd.cli import (
     train,
     verify,
 )
-from verl_gsd.cli.command_groups import MainCommands
+from verl_gsd.cli.command_groups import MainCommands, add_command, epilog
+
+#: What users want to do. Help has one panel for each.
+_TRAIN, _LOOK, _EVALUATE = "Train", "Look at runs", "Evaluate models"
+_DATA, _CLUSTER, _MACHINE = "Prepare data", "Train on a cluster", "Check this machine"
 
 app = typer.Typer(
     cls=MainCommands,
     help="Group-relative reinforcement learning for verl, with metrics that show what happens.",
+    epilog=epilog("verl-gsd train algo=grpo task=arithmetic hardware=cpu", "verl-gsd report runs/first"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command(no_args_is_help=True)(train.train)
-app.command(no_args_is_help=True)(submit.submit)
-app.command()(jobs.status)
-app.command()(jobs.logs)
-app.command()(jobs.stop)
-app.command(no_args_is_help=True)(prepare.prepare)
-app.command("eval", no_args_is_help=True)(evaluate.evaluate)
-app.command(no_args_is_help=True)(verify.verify)
-app.command(no_args_is_help=True)(export.export)
-app.command()(contract.contract)
-app.command()(doctor.doctor)
-app.command(no_args_is_help=True)(plan.plan)
-app.command()(report.report)
-app.command(no_args_is_help=True)(compare.compare)
-app.add_typer(lab.app, name="lab")
-app.add_typer(judge.app, name="judge")
+# Help lists commands in the order of extension.COMMANDS, whatever the order here.
+add_command(app, train.train, rich_help_panel=_TRAIN)
+add_command(app, algos.algos, rich_help_panel=_TRAIN)
+app.add_typer(lab.app, name="lab", rich_help_panel=_TRAIN)
+add_command(app, report.report, rich_help_panel=_LOOK)
+add_command(app, compare.compare, rich_help_panel=_LOOK, no_args_is_help=True)
+add_command(app, evaluate.evaluate, "eval", rich_help_panel=_EVALUATE, no_args_is_help=True)
+add_command(app, verify.verify, rich_help_panel=_EVALUATE, no_args_is_help=True)
+app.add_typer(judge.app, name="judge", rich_help_panel=_EVALUATE)
+add_command(app, export.export, rich_help_panel=_EVALUATE, no_args_is_help=True)
+add_command(app, prepare.prepare, rich_help_panel=_DATA, no_args_is_help=True)
+add_command(app, plan.plan, rich_help_panel=_DATA, no_args_is_help=True)
+add_command(app, submit.submit, rich_help_panel=_CLUSTER, no_args_is_help=True)
+add_command(app, jobs.status, rich_help_panel=_CLUSTER)
+add_command(app, jobs.logs, rich_help_panel=_CLUSTER)
+add_command(app, jobs.stop, rich_help_panel=_CLUSTER)
+add_command(app, doctor.doctor, rich_help_panel=_MACHINE)
+add_command(app, contract.contract, rich_help_panel=_MACHINE)

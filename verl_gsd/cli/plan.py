@@ -58,9 +58,15 @@ def plan(
         typer.Option(help="With --allocate: keep the total exact in each batch of this size, for data.shuffle=false."),
     ] = None,
 ) -> None:
-    """Show expected silent groups, signal and gradient shares from solve rates, and allocate rollouts to prompts."""
+    """Show expected silent groups, signal and gradient shares from solve rates, and allocate rollouts to prompts.
+
+    Examples:
+        verl-gsd plan --solve-rates runs/first --group-size 4,8,16
+        verl-gsd plan --solve-rates rates.parquet --samples 64 --allocate train.parquet
+    """
     from verl_gsd.cli import plan_allocate, plan_tables
     from verl_gsd.planning import summary
+    from verl_gsd.run.trust import real_run
     from verl_gsd.solve_rates import read_solve_rates
     from verl_gsd.solve_rates.allocating import write_allocation
 
@@ -78,6 +84,7 @@ def plan(
             "prompts."
         )
     try:
+        real_run(solve_rates)
         rates = read_solve_rates(
             solve_rates,
             column=column,

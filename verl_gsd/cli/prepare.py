@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 from verl_gsd.preparation.commands import data_folder
 from verl_gsd.tasks.catalog import TASKS, EmbeddedTask
 
@@ -102,6 +102,10 @@ def prepare(
 
     An interrupted command resumes when you run it again. The column options are for a table of your own. Prepare its
     test split first, so that test problems are left out of the training split.
+
+    Examples:
+        verl-gsd prepare gsm8k --model Qwen/Qwen2.5-0.5B
+        verl-gsd prepare mine --input problems.jsonl --answer-column solution
     """
     from verl_gsd.preparation.dataset import PrepareConfig
 
@@ -231,14 +235,14 @@ def _evaluation_sets(against: str | None, folder: Path, source: Source) -> list[
 
 
 def _print_skipped(message: str) -> None:
-    out.print(f"Skipped a data set: {escape(message)}", highlight=False, soft_wrap=True)
+    err.print(f"Skipped a data set: {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _prepare_with_progress(config: PrepareConfig) -> tuple[PreparedDataset, str | None]:
     from verl_gsd.preparation.dataset import prepare_dataset
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=out) as progress:
+    with Progress(*columns, console=err) as progress:
         bars = {split: progress.add_task(split, total=None, visible=False) for split in config.source.splits}
 
         def show(split: str, read: int, kept: int) -> None:
@@ -403,13 +407,13 @@ def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:
         fail(f"task.directory={directory}: {error}")
     # Without a terminal, the bar is shown only at the end.
     text = f"making task {task.name} in {directory}; this takes one to two minutes, and only the first time"
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
     with Progress(
         TextColumn(f"making task {task.name}: warm start"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.2f}"),
         TimeElapsedColumn(),
-        console=out,
+        console=err,
     ) as progress:
         bar = progress.add_task("", total=specification.warm_start_steps, loss=float("nan"))
         try:

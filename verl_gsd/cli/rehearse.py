@@ -328,7 +328,8 @@ def _attempt(rehearsed: DictConfig, resuming: bool, trusted: bool) -> None:
     from verl_gsd.run.rehearsal.config import has_reward_function
 
     with launch.new_attempt(rehearsed, [], resuming, trusted=trusted) as (run, attempt):
-        _print(f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}")
+        text = f"attempt {attempt} of the rehearsal; output: {run.log(attempt)}"
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
         seeded = " (seeded)" if has_reward_function(rehearsed) else ""
         train_attempt(run, attempt, rehearsed, score_note=seeded)
 

@@ -34,10 +34,16 @@ def report(
 
     The report reads RUN/records and RUN/metrics. A run with one of verl's own trainer modes has only the metrics.
     Damaged files are left out, and the page names them.
+
+    Examples:
+        verl-gsd report runs/first
+        verl-gsd report runs/grpo runs/dr_grpo --output both.html
+        verl-gsd report runs/first --watch
     """
     from verl_gsd.charts import write_page
     from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs, write_pngs
     from verl_gsd.report.watch import serve
+    from verl_gsd.run.trust import real_run
 
     if port is not None and not watch:
         fail("--port: has no effect without --watch. Add --watch or remove --port")
@@ -47,6 +53,8 @@ def report(
     if page.suffix != ".html" or page.is_dir():
         fail(f"--output {page}: not an .html file. Use a file name that ends in .html")
     try:
+        for run in runs:
+            real_run(run)
         if watch:
             serve(runs, PORT if port is None else port, on_start=lambda url: out.print(f"{url}  (stop with Ctrl-C)"))
             return

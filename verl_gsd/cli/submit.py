@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from verl_gsd.cli.jobs import Address, watch
 from verl_gsd.console import err, fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 def submit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE...", help="As for verl-gsd train. File paths are paths on the cluster."),
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="As for verl-gsd train. File paths are paths on the cluster.",
+        ),
     ] = None,
     address: Address = None,
     runs: Annotated[
@@ -40,7 +45,12 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the logs until all jobs have ended.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs without submitting them.")] = False,
 ) -> None:
-    """Train on a Ray cluster, e.g. verl-gsd submit recipe=gsd/qwen2.5_math_7b hardware=8xa100_80g --runs /shared."""
+    """Train on a Ray cluster: one job, or one per seed and value.
+
+    Examples:
+        verl-gsd submit recipe=gsd/qwen2.5_math_7b hardware=8xa100_80g --runs /shared/runs
+        verl-gsd submit algo=grpo task=arithmetic hardware=cpu --seeds 1,2,3 --dry-run
+    """
     from verl_gsd.errors import ConfigError
     from verl_gsd.jobs.cluster import ClusterError, connect, raising_cluster_errors
     from verl_gsd.jobs.package import PackagingError, unpacked_wheel

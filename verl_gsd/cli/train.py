@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.console import err, fail, out
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 
 def train(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE...",
+            autocompletion=complete_words,
             help="recipe=, or algo= and task=, or algo=, data=FOLDER of verl-gsd prepare and model=FOLDER_OR_HUB_NAME; "
             "hardware=, logger=; resume=RUN or RUN/global_step_N; trust=RUN to resume a run that somebody else made, "
             "or to use a folder where others can write; "
             "any verl key.",
         ),
-    ],
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     rehearse: Annotated[
         bool,
@@ -45,11 +47,19 @@ def train(
     ] = False,
     seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
 ) -> None:
-    """Train with verl, e.g. verl-gsd train algo=grpo task=arithmetic hardware=cpu."""
+    """Train with verl and vLLM, and print the results.
+
+    Examples:
+        verl-gsd train algo=grpo task=arithmetic hardware=cpu
+        verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu
+        verl-gsd train resume=runs/first
+    """
     from verl_gsd.errors import ConfigError
 
     if seeds is not None:
         _reject_seeds(seeds)
+    if not words:
+        _say_what_to_type()
     if rehearse:
         _rehearse(words, dry_run)
         return
@@ -83,6 +93,18 @@ def train(
         return
     make_task(config)
     _run(config, line)
+
+
+def _say_what_to_type() -> NoReturn:
+    """End with the words to start from, for a line that has none."""
+    fail(
+        "there is nothing to train yet. A first run takes a few minutes on any CPU:\n"
+        "    verl-gsd train algo=grpo task=arithmetic hardware=cpu\n"
+        "On a GPU, with Qwen2.5 0.5B and GSM8K:\n"
+        "    verl-gsd prepare gsm8k\n"
+        "    verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu\n"
+        "For all algorithms, run `verl-gsd algos`. For all words and options, run `verl-gsd train --help`."
+    )
 
 
 def _reject_seeds(seeds: str) -> NoReturn:
@@ -219,12 +241,16 @@ def _chosen_checkpoint(line: Line) -> Path | None:
     """Return the checkpoint that resume=RUN/global_step_N names, or None for resume=RUN.
 
     RUN is without symbolic links. The checkpoint itself may be a link to another disk.
+
+    Raises:
+        ConfigError: as for ``trust.real_run``.
     """
     from verl_gsd.checkpoints import step_of
+    from verl_gsd.run.trust import real_run
 
     if line.resume is None or step_of(line.resume) is None:
         return None
-    return line.resume.parent.resolve() / line.resume.name
+    return real_run(line.resume.parent) / line.resume.name
 
 
 def _line_to_resume(line: Line) -> Line:
@@ -234,12 +260,12 @@ def _line_to_resume(line: Line) -> Line:
     from verl_gsd.run.compose import parse_line
     from verl_gsd.run.kept_settings import settings_of_state
     from verl_gsd.run.own_data import sizes_of_run
-    from verl_gsd.run.trust import stored_words
+    from verl_gsd.run.trust import real_run, stored_words
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
     checkpoint = _chosen_checkpoint(line)
-    run = RunDirectory(checkpoint.parent if checkpoint else line.resume.resolve())
+    run = RunDirectory(checkpoint.parent if checkpoint else real_run(line.resume))
     if checkpoint and not checkpoint.is_dir():
         raise ConfigError(f"resume={line.resume}: does not exist. Set resume= to a run's folder or a checkpoint in it.")
     if not run.overrides.is_file():
@@ -384,9 +410,9 @@ def _run(config: DictConfig, line: Line) -> None:
     try:
         is_resume, is_trusted = line.resume is not None, line.trust is not None
         with launch.new_attempt(config, line.words, is_resume, trusted=is_trusted) as (run, attempt):
-            out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
-            out.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
-            out.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
+            err.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
+            err.print(f"output of Ray, verl and vLLM: {run.log(attempt).relative_to(run.path)} in the run directory")
+            err.print("starting Ray, the trainer and vLLM; with few CPU cores this takes one to two minutes")
             train_attempt(run, attempt, config)
     except KeyboardInterrupt:
         _show_how_to_resume(run)
@@ -415,7 +441,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
     from verl_gsd.cli.step_display import StepDisplay
     from verl_gsd.run import launch
 
-    with StepDisplay(config.trainer.total_training_steps, out, score_note) as display:
+    with StepDisplay(config.trainer.total_training_steps, err, score_note) as display:
 
         def show_message(kind: Kind, text: str) -> None:
             if kind != "steps":
@@ -428,7 +454,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
             attempt,
             config,
             on_step=display.show,
-            on_wait=lambda text: out.print(text, markup=False, highlight=False),
+            on_wait=lambda text: err.print(text, markup=False, highlight=False),
             on_message=show_message,
         )
 
@@ -436,7 +462,7 @@ def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_not
 def _show_message(kind: str, text: str) -> None:
     """Print a note or a warning of the trainer."""
     line, style = (f"warning: {text}", "yellow") if kind == "warning" else (text, None)
-    out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    err.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
@@ -498,7 +524,7 @@ def _show_how_to_resume(run: RunDirectory) -> None:
 
     step = run.latest_checkpoint()
     if step is None:
-        out.print("no checkpoint was saved yet")
+        err.print("no checkpoint was saved yet")
         return
-    out.print(f"last checkpoint: step {step}. To resume from it, run:", highlight=False)
-    out.print(resume_command(run.path), soft_wrap=True, markup=False, highlight=False)
+    err.print(f"last checkpoint: step {step}. To resume from it, run:", highlight=False)
+    err.print(resume_command(run.path), soft_wrap=True, markup=False, highlight=False)

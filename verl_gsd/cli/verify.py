@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from verl_gsd.cli.judge_score import progress
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail, out
 
 if TYPE_CHECKING:
     from verl_gsd.evaluation.pairs import ComparedPair, Pair
@@ -75,10 +75,16 @@ def verify(
     """Compare responses with reference answers by the verifier of mathematics, and print the rule that decided.
 
     The pairs that a second opinion decides differently are marked: math-verify alone, or an LLM.
+
+    Examples:
+        verl-gsd verify runs/first
+        verl-gsd verify responses.jsonl --answer-column solution --output verdicts.jsonl
     """
     from verl_gsd.evaluation.pairs import ComparedPair, PairColumns, decide_all, read_pairs
+    from verl_gsd.run.trust import real_run
 
     try:
+        real_run(file)
         ask_second = _second_opinion(verifier_url, verifier_model)
         is_llm = verifier_url is not None
         if problem_column is not None and not is_llm:
@@ -143,7 +149,7 @@ def _second_opinion(url: str | None, model: str | None) -> _Ask:
 
 
 def _print_note(note: str) -> None:
-    out.print(escape(note), highlight=False, soft_wrap=True)
+    err.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def _check_output(output: Path, file: Path) -> None:

@@ -11,36 +11,21 @@ then compose ``+algo=dr_grpo``, and lists the choices for ``+algo=nope``. This i
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import math
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from verl_gsd import extension
 from verl_gsd.config.attention import attention_here
+from verl_gsd.config_choices import GROUPS, files
+from verl_gsd.config_choices import choices as choices
 from verl_gsd.errors import ConfigError
-
-GROUPS = ("algo", "task", "hardware", "budget", "sampler", "silent_groups", "logger", "recipe")
-_HERE = Path(__file__).parent
-#: Recipes are next to the package in a checkout, and inside it in a wheel.
-_RECIPES = next((p for p in (_HERE.parent / "recipes", _HERE.parents[1] / "recipes") if p.is_dir()), _HERE / "recipe")
-
-
-def choices(group: str) -> list[str]:
-    """The names that ``group=NAME`` accepts, sorted. Files whose name starts with ``_`` are shared parts.
-
-    Raises:
-        ConfigError: an installed package has a file of the same name as another one.
-    """
-    return [name for name in _files(group) if not name.rpartition("/")[2].startswith("_")]
 
 
 def load(group: str, name: str) -> DictConfig:
     """One YAML file, with its interpolations unresolved and without the files in its ``defaults``."""
-    node = OmegaConf.load(_files(group)[name])
+    node = OmegaConf.load(files(group)[name])
     assert isinstance(node, DictConfig)
     return node
 
@@ -49,40 +34,21 @@ def load_with_defaults(group: str, name: str) -> DictConfig:
     """One YAML file, merged onto the files of the same group that its ``defaults`` name before ``_self_``.
 
     Not for recipes, whose ``defaults`` name files of other groups.
+
+    Raises:
+        ConfigError: the defaults name something else than a file of the group.
     """
     node = load(group, name)
     bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    for base in bases:
+        if base not in files(group):
+            raise ConfigError(
+                f"{group}={name}: its defaults name {base}, which is no file of {group}. Name one of "
+                f"{', '.join(files(group))}."
+            )
     merged = OmegaConf.merge(*(load_with_defaults(group, base) for base in bases), node)
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def _files(group: str) -> dict[str, Path]:
-    """Name -> file of every YAML file of a group."""
-    files: dict[str, Path] = {}
-    for folder in _folders(group):
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder).as_posix().removesuffix(".yaml")
-            if name in files:
-                raise ConfigError(f"{group}={name} is defined twice: {files[name]} and {path}. Rename one of the two.")
-            files[name] = path
-    return dict(sorted(files.items()))
-
-
-def _folders(group: str) -> list[Path]:
-    if group == "recipe":
-        return [_RECIPES]
-    declarations = extension.declarations() if group == "algo" else []
-    others = [_package_folder(declaration, group) for declaration in declarations if declaration.configs is not None]
-    return [_HERE / group, *others]
-
-
-def _package_folder(declaration: extension.Declaration, group: str) -> Path:
-    """The folder of a group's files in the package that an extension names (``Declaration.configs``)."""
-    package = declaration.configs or ""
-    return extension.guarded(
-        declaration, "configs", lambda: Path(str(importlib.resources.files(package).joinpath(group)))
-    )
 
 
 @functools.cache
@@ -105,7 +71,7 @@ def store_groups() -> None:
     OmegaConf.register_new_resolver("verl_gsd.strategy", lambda e: "fsdp2" if e == "dp" else e, replace=True)
     store = ConfigStore.instance()
     for group in GROUPS:
-        for name in _files(group):
+        for name in files(group):
             folder, _, stem = f"{group}/{name}".rpartition("/")
             store.store(
                 group=folder,

@@ -10,7 +10,7 @@ from verl_gsd.export.checkpoint import check_not_rehearsal, file_identities, ope
 from verl_gsd.export.weights import origins_of, write_model
 from verl_gsd.plain_data import parse_json
 from verl_gsd.regular_files import read_regular
-from verl_gsd.run.trust import distrust
+from verl_gsd.run.trust import distrust, real_run
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_folder
 
@@ -33,12 +33,12 @@ def merge(checkpoint: Path, target: Path) -> None:
     """Merge RUN/global_step_N into ``target`` atomically. Does nothing if ``target`` was merged from the same shards.
 
     Raises:
-        ConfigError: see ``write_model``.
+        ConfigError: see ``write_model`` and ``real_run``.
         ValueError: the run's config cannot be read.
         OSError: the disk is full, or the process may not write there.
     """
     # Once, so that it is one and the same run that is examined and read.
-    checkpoint = checkpoint.parent.resolve() / checkpoint.name
+    checkpoint = real_run(checkpoint.parent) / checkpoint.name
     shards = shard_files(checkpoint)
     with suppress(OSError, ValueError):  # missing or damaged: merge again
         if parse_json(read_regular(target / SOURCE_FILE, within=target)) == shards:

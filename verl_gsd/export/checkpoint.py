@@ -17,6 +17,7 @@ from verl_gsd.checkpoints import step_of, world_size
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.regular_files import open_regular, place_of, read_limited
+from verl_gsd.run.trust import real_run
 from verl_gsd.rundir import RunDirectory, is_rehearsal
 from verl_gsd.state import saved_torch_version
 
@@ -161,7 +162,8 @@ def open_checkpoint(checkpoint: Path, distrust: str | None) -> Iterator[OpenChec
         distrust: as in ``weights.Origins``.
 
     Raises:
-        ConfigError: it is such a link, or it cannot be opened.
+        ConfigError: it is such a link; another user chose where the run is (``trust.real_run``); or it cannot be
+            opened.
     """
     with ExitStack() as closing:
         try:
@@ -171,6 +173,12 @@ def open_checkpoint(checkpoint: Path, distrust: str | None) -> Iterator[OpenChec
             closing.callback(os.close, descriptor)
         except OSError as error:
             raise ConfigError(f"{checkpoint}: cannot be opened: {error.strerror}") from error
+        # After opening: the owner of the run may have replaced its folder by a link just before.
+        if real_run(checkpoint.parent) != place_of(run):
+            raise ConfigError(
+                f"{checkpoint}: somebody replaced the run's folder while it was opened. It was not read. Copy the run "
+                "and use the copy"
+            )
         place = place_of(descriptor)
         if distrust is not None and not place.is_relative_to(place_of(run)):
             raise ConfigError(

@@ -33,6 +33,10 @@ class ConnectionLostError(ClusterError):
     """The cluster did not answer for ``GIVE_UP_S`` seconds, or it refused to send more of the log."""
 
 
+class NoAnswerError(ConnectionLostError):
+    """The cluster did not answer for ``GIVE_UP_S`` seconds, so that it will not answer about other jobs either."""
+
+
 def follow(
     client: JobSubmissionClient,
     identifier: str,
@@ -47,7 +51,8 @@ def follow(
         wait: time before each new connection; by default 1 s, doubling up to 30 s, with jitter.
 
     Raises:
-        ConnectionLostError: the cluster stopped answering.
+        NoAnswerError: the cluster stopped answering, for example because nobody listens at its address any more.
+        ConnectionLostError: the cluster refused to send more, or another user listens at its address.
     """
     return asyncio.run(_follow(client, identifier, _LogReader(write), on_drop, wait))
 
@@ -109,7 +114,10 @@ async def _follow(
             with attempt:
                 status = await _until_end(client, identifier, reader)
     except _CONNECTION_ERRORS as error:
-        raise ConnectionLostError(str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        if _is_drop(error):
+            raise NoAnswerError(f"{reason}. It did not answer for {GIVE_UP_S / 60:g} minutes") from error
+        raise ConnectionLostError(reason) from error
     return status
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from verl_gsd.preparation.data_files import only_inside, place_with_files
 from verl_gsd.preparation.sources import Source
+from verl_gsd.regular_files import open_regular
 from verl_gsd.row_table import SUFFIXES, stream_rows
 
 #: Bytes that are hashed at a time.
@@ -188,16 +190,37 @@ def _check_columns(source: Source, place: str, names: list[str]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, or of the names and contents of all files in a folder except hidden ones."""
+    """The hash of a file, or of the names and contents of all files in a folder except hidden ones.
+
+    A link in a folder counts as the file to which it leads. If it leads out of the folder, the text of the link counts:
+    manifests and model cards publish the hash, which would tell about a private file of the user to which somebody
+    else's data set could lead. In the hub's cache, a folder includes the files of the same data set.
+
+    Raises:
+        OSError: a file cannot be read, or became a link out of the folder meanwhile.
+    """
     if path.is_file():
-        digest = hashlib.sha256()
         with path.open("rb") as content:
-            while block := content.read(_BLOCK):  # hashlib.file_digest came with Python 3.11
-                digest.update(block)
-        return digest.hexdigest()
+            return _digest(content)
+    place = place_with_files(path)
     folder_digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         relative_path = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in relative_path.parts):
-            folder_digest.update(f"{relative_path.as_posix()}\0{sha256(file)}\n".encode())
+        if any(part.startswith(".") for part in relative_path.parts):
+            continue
+        if file.is_symlink() and not file.resolve().is_relative_to(place):
+            digest = hashlib.sha256(os.fsencode(file.readlink())).hexdigest()
+        elif file.is_file():
+            with open_regular(file, within=place) as content:
+                digest = _digest(content)
+        else:
+            continue
+        folder_digest.update(f"{relative_path.as_posix()}\0{digest}\n".encode())
     return folder_digest.hexdigest()
+
+
+def _digest(content: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := content.read(_BLOCK):  # hashlib.file_digest came with Python 3.11
+        digest.update(block)
+    return digest.hexdigest()

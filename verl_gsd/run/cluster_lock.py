@@ -24,10 +24,9 @@ from urllib.parse import urlsplit
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_gsd import listeners
+from verl_gsd import file_access, listeners
 from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.regular_files import open_regular
-from verl_gsd.run import file_access
 from verl_gsd.run.our_runs import uses_us
 from verl_gsd.run.verl_hooks import reject_if_failed
 

@@ -23,9 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verl_gsd import private_folders
+from verl_gsd import file_access, private_folders
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import file_access
 
 logger = logging.getLogger(__name__)
 

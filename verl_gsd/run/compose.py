@@ -163,7 +163,10 @@ def parse_line(words: Sequence[str]) -> Line:
 def _check_complete(line: Line) -> None:
     """Raise ConfigError if a line without a recipe does not say how, on what, or which model to train."""
     if "algo" not in line.choices:
-        raise ConfigError(f"algo is missing. Add algo= one of {_listed(groups.choices('algo'))}, or recipe=PAPER/NAME.")
+        raise ConfigError(
+            f"algo is missing. Add algo= one of {_listed(groups.choices('algo'))}, or recipe=PAPER/NAME. "
+            "`verl-gsd algos` describes the algorithms."
+        )
     if "task" in line.choices:
         return
     if not line.has_own_data:

@@ -21,9 +21,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_gsd import private_folders
+from verl_gsd import file_access, private_folders
 from verl_gsd.errors import ConfigError
-from verl_gsd.run import file_access
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 #: Bytes of the path of Ray's session in ``_temp_dir``, with the longest of its sockets. Linux allows 107 in all.

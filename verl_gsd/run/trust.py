@@ -24,10 +24,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from verl_gsd import file_access
 from verl_gsd.errors import ConfigError
 from verl_gsd.plain_data import parse_yaml
 from verl_gsd.regular_files import open_regular, read_regular
-from verl_gsd.run import file_access
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.writing import atomic_write
 
@@ -122,6 +122,36 @@ def distrust(run: RunDirectory) -> str | None:
         return f"its files cannot be examined ({error.strerror})"
 
 
+def real_run(path: Path) -> Path:
+    """The run, file or folder that the user named, without symbolic links, if no other user chose where it is.
+
+    Another user could offer a run that is a link to a private one of this user, whose model or figures the user would
+    then publish as those of the other. Every command that takes a run asks this first, so that it ends with this
+    message. ``open_regular`` applies the same rule to each file that it opens in a run, because another user may
+    replace the run's folder by a link after this check.
+
+    Returns:
+        The path without symbolic links; ``path`` itself, absolute, if it does not exist. Then a later check says so.
+
+    Raises:
+        ConfigError: a link in ``path`` belongs to another user, who is not root, or another user could replace it.
+            The message names the link, its owner and the path to use instead. Or the links are a circle, or this user
+            may not search a folder.
+    """
+    try:
+        real, problem = file_access.real_path(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path.absolute()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be examined: {error.strerror}. Use a path that you can read") from error
+    if problem:
+        raise ConfigError(
+            f"{path}: it leads to {real}, and another user could have chosen that: {problem}. It was not read. Use "
+            f"{real} instead, if that is what you want"
+        )
+    return real
+
+
 def _read_words(run: RunDirectory) -> bytes:
     """The content of RUN/overrides.yaml, read once, so that what is checked is what is used."""
     try:
@@ -168,9 +198,9 @@ def check_checkpoint(checkpoint: Path) -> Path:
         any time.
 
     Raises:
-        ConfigError: a file belongs to another user, or other users can write or replace it.
+        ConfigError: a file belongs to another user, or other users can write or replace it; or as for ``real_run``.
     """
-    folder = checkpoint.resolve()
+    folder = real_run(checkpoint)
     if not folder.is_dir():
         return folder  # a later check says that it does not exist
     reason = file_access.replaceable_folder(folder.parent) or next(_foreign_access(_files_below(folder), folder), None)

@@ -103,3 +103,14 @@ def test_audit_bias_shows_a_runs_bias_and_says_what_it_is_not(tmp_path):
     )
     assert "2 mixed groups are not in the table" in flat(invoke("audit-bias", str(tmp_path / "graded")).stdout)
     assert "signed: no group has accuracies" in flat(invoke("audit-bias", str(tmp_path / "signed")).stderr)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--rehearse"]])
+def test_train_without_words_says_what_to_type_first(more):
+    done = invoke("train", *more)
+    assert done.exit_code == 2 and done.stdout == ""
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    assert "verl-gsd train algo=grpo task=arithmetic hardware=cpu" in lines
+    assert "verl-gsd algos" in done.stderr and "verl-gsd train --help" in done.stderr
+    for line in (line for line in lines if line.startswith("verl-gsd train")):
+        assert parse_line(line.split()[2:]).choices

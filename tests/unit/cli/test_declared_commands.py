@@ -16,14 +16,19 @@ from verl_gsd.cli.main import app
 from verl_gsd.extension import COMMANDS, Declaration, register
 
 OURS = (
-    *("train", "submit", "status", "logs", "stop", "prepare", "eval", "verify", "export", "contract", "doctor"),
-    *("audit-bias", "plan"),
-    *("report", "compare", "lab", "judge"),
+    *("train", "algos", "lab", "report", "compare", "eval", "verify", "judge", "export", "prepare", "plan"),
+    *("submit", "status", "logs", "stop"),
+    *("audit-bias", "doctor", "contract"),
 )
 
 
 def show(run: str, times: int = 1):
-    """Show a run. It has more to say."""
+    """Show a run. It has more to say.
+
+    Examples:
+        verl-gsd show RUN
+        verl-gsd show RUN --times 2
+    """
     typer.echo(f"{run} " * times)
 
 
@@ -49,7 +54,7 @@ def listed(*group):
     """The commands in the help of a group."""
     help_ = invoke(*group, "--help")
     assert help_.exit_code == 0, help_.output
-    return re.findall(r"^│ ([a-z-]+) ", help_.output.partition("Commands")[2], re.MULTILINE)
+    return re.findall(r"^│ ([a-z][a-z-]+) ", help_.output, re.MULTILINE)
 
 
 def python(code, path=""):
@@ -79,10 +84,26 @@ def test_help_lists_the_commands_of_all_extensions_in_one_order():
     assert listed("judge") == ["score", "calibrate", "distill"]
 
 
+def test_help_groups_commands_by_what_users_want_to_do():
+    rows = re.findall(r"^╭─ (.+?) ─+╮$|^│ ([a-z][a-z-]+) ", invoke("--help").output, re.MULTILINE)
+    panels = {}
+    for title, command in rows:
+        if title:
+            panels[title], latest = [], title
+        elif command:
+            panels[latest].append(command)
+    assert list(panels) == [
+        *("Options", "Train", "Look at runs", "Evaluate models", "Prepare data", "Train on a cluster"),
+        *("Commands of algorithms", "Check this machine"),
+    ]
+    assert panels["Train on a cluster"] == ["submit", "status", "logs", "stop"]
+    assert panels["Commands of algorithms"] == ["audit-bias"], "what extensions declare"
+
+
 def test_names_that_an_extension_cannot_have_are_those_of_our_own_commands():
     assert COMMANDS.keys() == {"", "lab", "judge"}
     for group, own in ((app, COMMANDS[""]), (lab.app, COMMANDS["lab"]), (judge.app, COMMANDS["judge"])):
-        assert list(typer.main.get_command(group).commands) == list(own)
+        assert sorted(typer.main.get_command(group).commands) == sorted(own)
 
 
 def test_help_is_shown_without_importing_what_takes_time():
@@ -102,7 +123,8 @@ def test_another_packages_command_is_listed_after_ours_and_run(third_party):
     assert [name for name in listed() if name not in OURS] == ["show"]
     assert listed().index("show") == listed().index("audit-bias") + 1
     assert "Show a run." in invoke("--help").output
-    assert "--times" in invoke("show", "--help").output
+    shown = invoke("show", "--help").output
+    assert "--times" in shown and "verl-gsd show RUN --times 2" in shown.partition("Examples:")[2]
     done = invoke("show", "RUN", "--times", "2")
     assert (done.exit_code, done.output.split()) == (0, ["RUN", "RUN"])
     assert invoke("show").exit_code == 2

@@ -34,9 +34,9 @@ def task_in(folder):
 def test_prepare_makes_the_task_in_the_cache_and_eval_finds_it_there(task, cache, tmp_path):
     done = CliRunner().invoke(app, ["prepare", task.name], env={"COLUMNS": "500"})
     assert done.exit_code == 0 and f"{task.name} is in {cache / task.name}" in done.stdout
-    assert f"making task {task.name}" in done.stdout and task_in(cache / task.name) == task.name
+    assert f"making task {task.name}" in done.stderr and task_in(cache / task.name) == task.name
     again = CliRunner().invoke(app, ["prepare", task.name], env={"COLUMNS": "500"})
-    assert again.exit_code == 0 and "making task" not in again.stdout
+    assert again.exit_code == 0 and "making task" not in again.output
     (bench,) = evaluate._benches(f"{task.name}, {task.name}", tmp_path / "data")
     assert bench.file == cache / task.name / "test.parquet" and bench.verifier == task.verifier
     answer = bench.questions[0].truth
@@ -65,4 +65,4 @@ def test_a_line_says_how_long_it_takes_before_a_task_is_made(task, cache, monkey
     monkeypatch.setattr(embedded, "ensure", interrupted)
     done = CliRunner().invoke(app, ["prepare", task.name], env={"COLUMNS": "500"})
     assert done.exit_code == 2
-    assert f"making task {task.name} in {cache / task.name}; this takes one to two minutes" in done.stdout
+    assert f"making task {task.name} in {cache / task.name}; this takes one to two minutes" in done.stderr

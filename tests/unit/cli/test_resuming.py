@@ -221,7 +221,7 @@ def test_the_line_to_resume_is_one_line_on_a_narrow_terminal(run, monkeypatch, c
     if job:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     train._show_how_to_resume(run)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert printed.splitlines()[-1] == f"{command}'{run.path}'"
     assert "step 10" in printed
 
@@ -235,7 +235,7 @@ def test_a_job_can_resume_a_checkpoint_of_a_run():
 def test_messages_are_shown_plainly_and_warnings_in_yellow(capsys):
     train._show_message("note", "[3] prompts are left out")
     train._show_message("warning", "rewards fail")
-    assert capsys.readouterr().out.splitlines() == ["[3] prompts are left out", "warning: rewards fail"]
+    assert capsys.readouterr().err.splitlines() == ["[3] prompts are left out", "warning: rewards fail"]
 
 
 def test_scores_of_a_rehearsal_are_marked_where_they_look_like_an_accuracy(capsys):
@@ -260,7 +260,8 @@ def test_a_stopped_run_ends_with_what_the_trainer_said(run, monkeypatch, capsys)
     printed = capsys.readouterr()
     assert ended.value.exit_code == 1
     assert "vLLM's engine died: process id 7 [on node a]\n" in printed.err
-    assert f"\nverl-gsd train resume='{run.path}'\n" in printed.out
+    assert f"\nverl-gsd train resume='{run.path}'\n" in printed.err
+    assert printed.out == "", "a failed run has no result"
 
 
 def with_state(run, preset, **saved):

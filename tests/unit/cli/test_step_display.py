@@ -74,8 +74,10 @@ def test_the_command_shows_steps_with_the_last_one_that_the_trainer_names(tmp_pa
         on_step(1, STEP)
 
     monkeypatch.setattr(launch, "train", stub_that_trains_one_step)
-    monkeypatch.setattr(train, "out", SafeConsole(width=160))
+    monkeypatch.setattr(train, "err", SafeConsole(stderr=True, width=160))
     train.train_attempt(RunDirectory(tmp_path), 1, OmegaConf.create({"trainer": {"total_training_steps": None}}))
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.err
+    assert captured.out == "", "standard output is for the result"
     assert "step    1/7  reward 0.500" in printed and "warning: something" in printed
     assert "damaged" not in printed

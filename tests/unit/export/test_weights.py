@@ -204,6 +204,33 @@ def test_a_checkpoint_that_is_changed_while_it_is_exported_stays_the_same_or_is_
             assert files_of(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["a link stays", "the run is back"])
+def test_a_run_that_becomes_a_link_while_its_checkpoint_is_opened_is_not_read(tmp_path, contested, monkeypatch, back):
+    """Its owner can replace it by a link to a private run of the user who exports it."""
+    checkpoint, _, _ = contested
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    run = checkpoint.parent.rename(tmp_path / "shared" / "run")
+    shutil.copytree(run, tmp_path / "private run")
+    opened = os.open
+
+    def stub_that_exchanges_the_run(path, *arguments, **options):
+        if path != run:
+            return opened(path, *arguments, **options)
+        run.rename(tmp_path / "before")
+        run.symlink_to(tmp_path / "private run")
+        descriptor = opened(path, *arguments, **options)
+        if back:
+            run.unlink()
+            (tmp_path / "before").rename(run)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", stub_that_exchanges_the_run)
+    message = "somebody replaced the run's folder" if back else f"the link {run} belongs to user id"
+    with pytest.raises(ConfigError, match=message), open_checkpoint(run / checkpoint.name, None):
+        pytest.fail("it was opened")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_other_precisions_round_once(tmp_path, base, weights, dtype):
     model = write(fsdp_checkpoints.save(tmp_path / "run", weights, base), tmp_path / "out", dtype)

@@ -108,7 +108,7 @@ def test_without_a_terminal_each_finished_seed_is_a_line_with_its_last_accuracy(
     train(runs[0])
     (tmp_path / "grpo" / "fault_of_seed_3").write_text("error")
     assert list(lab_train._train_seeds(runs)) == ["seed 3"]
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     lines = sorted(re.findall(r"^(seed \d) finished, (\d) of 4  held-out x 0\.300$", printed, re.MULTILINE))
     assert [name for name, _ in lines] == ["seed 2", "seed 4"]
     assert sorted(count for _, count in lines) == ["2", "3"]
@@ -124,14 +124,14 @@ def test_a_seed_that_another_command_has_trained_meanwhile_is_a_line_without_acc
     train(run)
     monkeypatch.setattr(seeds, "is_finished", lambda folder: False)  # as it was when this command started
     assert lab_train._train_seeds([run]) == {}
-    assert re.search(r"^seed 1 finished, 1 of 1$", capfd.readouterr().out, re.MULTILINE)
+    assert re.search(r"^seed 1 finished, 1 of 1$", capfd.readouterr().err, re.MULTILINE)
 
 
 def test_the_bar_and_the_lines_of_one_run_have_the_number_of_steps_that_only_the_trainer_knows(bars, tmp_path, capfd):
     run = lab_run(tmp_path, 1)
     assert OmegaConf.select(run.config, "trainer.total_training_steps") is None
     assert lab_train._train_one(run) == {}
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     assert [f"step    {step}/{STEPS}  held-out x" in printed for step in (1, 2, 3)] == [True] * STEPS
     (bar,) = bars[0].tasks
     assert (bar.completed, bar.total) == (STEPS, STEPS)

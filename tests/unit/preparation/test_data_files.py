@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 from verl_gsd.preparation import reading
 from verl_gsd.preparation.data_files import only_inside
+from verl_gsd.preparation.reading import sha256
+from verl_gsd.regular_files import open_regular
 
 ROW = json.dumps({"problem": "PRIVATE", "answer": "1"}) + "\n"
 CHAIN = "reference://x.csv::file:///tmp/ref.json"
@@ -83,6 +85,44 @@ def test_a_file_that_becomes_a_link_after_the_check_is_not_read(folder, monkeypa
 
     monkeypatch.setattr(reading, "_resolve_config", resolve_and_replace)
     assert f"a link leads out of {folder}" in rejected(folder)
+
+
+def test_the_hash_of_a_data_set_tells_nothing_about_files_outside_of_it(folder):
+    """A manifest publishes it. Whoever made the data set could test guesses of a private file's content with it."""
+    private = folder.parent / "private.jsonl"
+    without = sha256(folder)
+    (folder / "notes.txt").symlink_to(private)
+    before = sha256(folder)
+    private.write_text("something else")
+    assert sha256(folder) == before != without
+    private.unlink()
+    assert sha256(folder) == before
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to("/elsewhere")
+    assert sha256(folder) != before, "the text of the link counts"
+
+
+def test_the_hash_of_a_data_set_is_that_of_its_contents_also_through_links_in_it(folder):
+    shutil.copy(folder / "train.jsonl", folder / "copy.jsonl")
+    before = sha256(folder)
+    (folder / "copy.jsonl").unlink()
+    (folder / "copy.jsonl").symlink_to("train.jsonl")
+    assert sha256(folder) == before
+    (folder / "train.jsonl").write_text("{}")
+    assert sha256(folder) != before
+
+
+def test_a_file_that_becomes_a_link_out_of_a_data_set_is_not_hashed(folder, monkeypatch):
+    private = folder.parent / "private.jsonl"
+
+    def stub_that_exchanges_the_file(path, **options):
+        path.unlink()
+        path.symlink_to(private)
+        return open_regular(path, **options)
+
+    monkeypatch.setattr(reading, "open_regular", stub_that_exchanges_the_file)
+    with pytest.raises(OSError, match=f"a link leads out of {folder}"):
+        sha256(folder)
 
 
 def test_files_and_links_in_a_data_set_are_read(folder):

@@ -2,18 +2,24 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import third_party
+import typer
+from messages_of_code import HOLE, texts
 from omegaconf import OmegaConf
 from places import ROOT
 
+from verl_gsd import config as groups
 from verl_gsd import extension, records
+from verl_gsd.cli.main import app
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("recipes/**/README.md"))]
 
 
 @pytest.fixture
@@ -37,12 +43,15 @@ def test_the_stage_of_the_page_on_extending_passes_its_own_test_in_forty_lines(s
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_files_that_a_page_names_are_there(page):
+def test_files_that_a_page_names_are_there(page, reference_pages):
     text = page.read_text(encoding="utf-8")
     text = text.replace("verl_gsd/recipes", "recipes")  # where a wheel has them
     named = set(re.findall(r"`((?:verl_gsd|recipes|docs|scripts|tests|benchmarks|docker)/[\w./-]+)`", text))
-    named |= {f"{page.parent.relative_to(ROOT)}/{link}" for link in re.findall(r"\]\((?!http)([\w./-]+)\)", text)}
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    linked = re.findall(r"\]\((?!http)([\w./-]+)(?:#[\w-]+)?\)", text)
+    named |= {os.path.relpath(page.parent / link, ROOT) for link in linked}
+    # Pages that a build of the site makes.
+    made = {f"docs/{path}" for path in reference_pages.pages()}
+    assert [name for name in named - made if not (ROOT / name).exists()] == []
 
 
 def test_the_page_on_records_has_every_column():
@@ -82,12 +91,62 @@ def test_keys_of_the_page_on_switching_are_those_of_the_choices(compose_fast):
             assert str(value) == written or float(value) == float(written), (algo, key, value, written)
 
 
-@pytest.fixture
-def compatibility():
-    specification = importlib.util.spec_from_file_location("compatibility", ROOT / "scripts" / "compatibility.py")
+def script(name):
+    """A module of scripts/."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference_pages():
+    return script("reference_pages")
+
+
+def shown_commands(page):
+    """The command lines of ``verl-gsd`` in the code blocks of a page, as words without remarks."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fences = re.findall(r"^( *```(\w*).*?^ *```)", text, re.MULTILINE | re.DOTALL)
+    for block, language in fences:
+        text = text.replace(block, "")
+        if language in ("", "bash", "sh"):
+            text += "\n" + re.sub(r"^", "    ", block, flags=re.MULTILINE)
+    for line in re.findall(r"^ {4,}(?:[A-Z_]+=\S+ |\S*/)*verl-gsd (.*)$", text, re.MULTILINE):
+        yield [word for word in shlex.split(line.partition(" #")[0].replace("[", "").replace("]", "")) if word != "..."]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_commands_of_a_page_have_these_names_options_and_choices(page):
+    root = typer.main.get_command(app)
+    context = root.context_class(root, info_name="verl-gsd")
+    for words in shown_commands(page):
+        command = root
+        while hasattr(command, "list_commands") and words and command.get_command(context, words[0]) is not None:
+            command = command.get_command(context, words.pop(0))
+        assert command is not root, f"there is no command {words[:1]}"
+        options = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+        assert [word for word in words if word[:2] == "--" and word.partition("=")[0] not in options] == [], words
+        for group, _, choice in (word.partition("=") for word in words):
+            if group in groups.GROUPS and not re.search(r"[A-Z]", choice.partition("/")[0]):
+                assert choice in groups.choices(group), words
+
+
+def test_wrong_command_lines_of_a_page_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    for line in ("verl-gsd trian algo=grpo", "verl-gsd report RUN --pgn FOLDER", "verl-gsd train algo=grop"):
+        page.write_text(f"Text.\n\n    {line}    # a remark\n")
+        with pytest.raises(AssertionError):
+            test_commands_of_a_page_have_these_names_options_and_choices(page)
+    inside, indented = "verl-gsd report RUN --png FOLDER", "A=1 .venv/bin/verl-gsd train algo=grpo \\\n  --dry-run"
+    page.write_text(f"Text.\n\n```bash\n{inside}\n```\n\n    {indented}\n")
+    assert list(shown_commands(page)) == [["train", "algo=grpo", "--dry-run"], ["report", "RUN", "--png", "FOLDER"]]
+    test_commands_of_a_page_have_these_names_options_and_choices(page)
+
+
+@pytest.fixture
+def compatibility():
+    return script("compatibility")
 
 
 def test_the_table_of_what_works_with_what_is_what_the_extensions_declare(compatibility, stages_as_before):
@@ -115,3 +174,51 @@ def test_the_check_of_the_table_fails_where_the_page_is_old(compatibility, monke
     page.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
         compatibility.main()
+
+
+#: Parts of names of metrics: those of verl and of other tools are not ours to explain.
+OUR_METRICS = (
+    *("budget", "dagrpo", "dial", "draw", "exact", "group", "gvpo", "hadw", "judge", "prompts", "reward", "sampler"),
+    *("silent_groups", "val", "verifier"),
+)
+
+
+def with_alternatives(name):
+    """``a/{b,c}`` as ``a/b`` and ``a/c``."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", name)
+    if found is None:
+        return [name]
+    before, after = name[: found.start()], name[found.end() :]
+    return [one for part in found[1].split(",") for one in with_alternatives(before + part + after)]
+
+
+def test_every_metric_of_the_code_is_on_a_page():
+    """A table of a recipe has the names without the section that its metrics share: ``mse`` for ``gvpo/mse``."""
+    named, short = set(), {}
+    for page in PAGES:
+        code = {one for text in re.findall(r"`([^`\n]+)`", page.read_text()) for one in with_alternatives(text)}
+        named |= code
+        if page.parent.parent.name == "recipes":
+            short[page.parent.name] = code
+    short["judge"] = short["dagrpo"]
+    metrics = re.compile(rf"(?:{'|'.join(OUR_METRICS)})/[\w{HOLE}/@]+(?<!/)")
+    ours = {of.text for of in texts() if metrics.fullmatch(of.text)}
+    assert len(ours) > 80
+    missing = []
+    for name in sorted(ours):
+        section, _, rest = name.partition("/")
+        places = [(name, named), *((tail, short.get(section, set())) for tail in (rest, rest.rpartition("/")[2]))]
+        patterns = [(re.escape(text).replace(re.escape(HOLE), r"[\w@/]+"), place) for text, place in places]
+        if not any(re.fullmatch(pattern, one) for pattern, place in patterns for one in place):
+            missing.append(name)
+    assert missing == []
+
+
+def test_the_reward_function_of_the_page_on_verifying_returns_what_the_page_says():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "verify.md").read_text(), re.DOTALL)
+    there: dict = {}
+    exec(block, there)
+    score = there["compute_score"]
+    assert score("mine", "Two and two.\n4\n", "4") == {"score": 1.0, "acc": 1.0}
+    assert score("mine", "x" * 5000 + "\n4", "4") == {"score": 0.9, "acc": 1.0}
+    assert score("mine", "", "4", extra_info={"index": 1}) == {"score": 0.0, "acc": 0.0}

@@ -163,7 +163,7 @@ def test_the_table_above_has_every_recipe():
 def lines_of_the_pages():
     """{line: words} of every train or submit line of a recipe that a page shows, without options and remarks."""
     found = {}
-    for page in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/README.md")]):
+    for page in sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/README.md")]):
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         names = {f"${name}": value for name, value in re.findall(r'`([A-Z])="?([^"`]+)"?`', text)}
         for line in re.findall(

@@ -171,3 +171,14 @@ def test_the_demo_runs_on_what_was_installed(machine, name, hardware):
     done = machine(name)("demo.sh", "algo=dapo")
     assert done.returncode == 0, done.stderr
     assert done.calls[-1] == f"verl-gsd train algo=grpo task=arithmetic {hardware} algo=dapo"
+
+
+def test_the_tools_of_the_documentation_are_an_extra_of_their_own_and_a_part_of_dev(machine):
+    assert machine("no driver")("setup.sh", EXTRAS="cpu,docs").calls[0].endswith("-e .[cpu,docs]")
+    _, _, dev = (ROOT / "pyproject.toml").read_text().partition("\ndev = [")
+    assert '"verl-gsd[docs]"' in dev.partition("\n]")[0]
+
+
+def test_locked_packages_and_the_tools_of_the_documentation_are_installed_together(machine):
+    calls = machine("no driver")("setup.sh", LOCKED="1", EXTRAS="cpu,docs").calls
+    assert any("--require-hashes" in call for call in calls) and calls[-1].endswith("-e .[cpu,docs]")

@@ -437,7 +437,7 @@ def test_a_run_does_not_start_in_a_folder_that_another_user_owns(config, tmp_pat
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
 def test_a_run_does_not_start_in_a_folder_where_others_can_write(config, tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("verl_gsd.run.file_access.is_own_group", lambda group: False)
+    monkeypatch.setattr("verl_gsd.file_access.is_own_group", lambda group: False)
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(mode)
     with pytest.raises(ConfigError, match=rf"other users can write {tmp_path}/run \(mode {mode:04o}\)"):
@@ -445,7 +445,7 @@ def test_a_run_does_not_start_in_a_folder_where_others_can_write(config, tmp_pat
 
 
 def test_a_run_starts_below_a_sticky_folder_and_in_one_of_the_users_own_group(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("verl_gsd.run.file_access.is_own_group", lambda group: True)
+    monkeypatch.setattr("verl_gsd.file_access.is_own_group", lambda group: True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o775)
     tmp_path.chmod(0o1777)

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from verl_gsd import listeners, private_folders
+from verl_gsd import file_access, listeners, private_folders
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.cluster import ClusterError, connect
-from verl_gsd.run import cluster_lock, file_access, job, own_cluster
+from verl_gsd.run import cluster_lock, job, own_cluster
 from verl_gsd.run.checks import validate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

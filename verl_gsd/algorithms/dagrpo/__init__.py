@@ -79,6 +79,7 @@ register(
         check_services="verl_gsd.algorithms.dagrpo.checks:check_judge_server",
         settings="verl_gsd.judge.settings:JudgeSettings",
         longest_wait="budget_s",
+        needs="a judge: a server, the reward model of verl, or a distilled model",
     )
 )
 register(
@@ -102,6 +103,7 @@ register(
         check_files="verl_gsd.algorithms.dagrpo.checks:check_demonstration_column",
         audit="verl_gsd.algorithms.dagrpo.audit:demonstration_effect",
         settings="verl_gsd.algorithms.dagrpo.demonstration_settings:DemonstrationSettings",
+        needs="demonstrations: a column of the data, or earlier right responses of the policy",
     )
 )
 

@@ -33,6 +33,10 @@ def calibrate(
     """Compare a judge with the verifier: its agreement, its use of the scale, and the effect on DaGRPO's mask.
 
     The mask is also computed for synthetic judges of known quality.
+
+    Examples:
+        verl-gsd judge calibrate scored.jsonl
+        verl-gsd judge calibrate scored.jsonl --delta 1 --delta 3 --json agreement.json
     """
     import numpy as np
 

@@ -82,7 +82,8 @@ class MaskSettings(SectionSettings):
     """Settings of the mask.
 
     Attributes:
-        delta: see ``MaskDelta``.
+        delta: the gap from which a pair counts, on the judge's scale: a number, ``{from: 1, to: 5, steps: 200}`` for a
+            schedule, or ``{quantile: 0.25}`` for a quantile of each batch's gaps (``MaskDelta``).
         signed: whether a gap is the better response's score minus the worse one's. If False, it is the absolute
             difference.
         mask: ``pairs`` masks pairs. ``min``, ``mean`` and ``max`` mask responses, by the minimum, mean or maximum of

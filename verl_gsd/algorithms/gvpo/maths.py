@@ -13,6 +13,7 @@ micro-batches and workers. By Theorems 3.1 and 3.2 the only optimum is pi_theta'
 on the policy that sampled the responses, if this policy can generate every response.
 
 How this differs from the paper:
+
 - We divide a group's sum by k - 1, as the authors' listing does (Equation 8 does not), and average over the groups of
   two or more responses. The loss of a batch is then an unbiased estimate of half of Equation 9, and groups with more
   responses do not weigh more. ``normalizer`` offers the two alternatives.

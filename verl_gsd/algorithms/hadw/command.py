@@ -26,14 +26,21 @@ def audit_bias(
         typer.Option(help="The constant that multiplies all factors. Default: that of algorithm.gsd.hadw."),
     ] = None,
 ) -> None:
-    """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors."""
+    """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors.
+
+    Examples:
+        verl-gsd audit-bias runs/first
+        verl-gsd audit-bias runs/first --preset 0.5
+    """
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings
     from verl_gsd.records import read_records, with_valid_accuracies
+    from verl_gsd.run.trust import real_run
 
     if preset == "off":
         fail("--preset off: this preset has no factors. Use soft, hard, paper, fixed, or a number.")
     try:
+        real_run(run)
         records = with_valid_accuracies(read_records(run))
         if not len(records):
             fail(f"{run}: no records. Use the folder of a run with one of our trainer modes, for example gsd_sync.")

@@ -17,6 +17,7 @@ dynamic sampling evicts. There are two update rules. The soft one is the paper's
     hard   C+ = mean of the last h batch accuracies
 
 How this differs from the paper:
+
 - The paper does not state eta, m, h or C_0. We use eta = 20 and m = h = 10. C_0 is the accuracy of the first batch.
 - Equation 134 also writes the hard rule as ((h - 1) / h) C + y / h. This equals the mean of the last h accuracies only
   if C is the mean of the h - 1 before. We use the mean.

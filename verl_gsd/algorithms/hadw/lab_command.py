@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_gsd.console import fail, out
+from verl_gsd.console import err, fail
+from verl_gsd.word_completion import complete_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 def lab_bias(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=VALUE...", help="The words of verl-gsd train, e.g. algo=hadw task=arithmetic."),
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            autocompletion=complete_words,
+            help="The words of verl-gsd train, e.g. algo=hadw task=arithmetic.",
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(help="The folder of another policy. Default: the model of the words.")
@@ -34,6 +39,10 @@ def lab_bias(
 
     Nothing is trained. Solve rates are computed exactly, and groups are sampled from the policy. The command compares
     both with Theorems 1 to 3 and Lemma 2 of arXiv 2601.08521. Anchor and lambda_scale are those of algorithm.gsd.hadw.
+
+    Examples:
+        verl-gsd lab bias algo=hadw task=arithmetic
+        verl-gsd lab bias algo=hadw task=arithmetic --model models/first --output bias.html
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs
@@ -45,7 +54,7 @@ def lab_bias(
         reads = ("algorithm.gsd.hadw.preset", "algorithm.gsd.hadw.lambda_scale")
         config = study_config(words, reads=reads, model=model)
         settings = _settings(config)
-        with out.status("loading the policy and verl"):
+        with err.status("loading the policy and verl"):
             policy = StudyPolicy(config, model)
         study = _measure(policy, settings, int(config.actor_rollout_ref.rollout.n), groups, seed)
     except ConfigError as error:
@@ -100,7 +109,7 @@ def _measure(policy: StudyPolicy, settings: HadwSettings, group_size: int, group
     from verl_gsd.errors import ConfigError
 
     torch.set_num_threads(1)  # with such small tensors, several threads only wait for each other
-    with Progress(console=out, transient=True) as bars:
+    with Progress(console=err, transient=True) as bars:
         bar = bars.add_task("sampling groups", total=len(policy.prompts))
         rates, sampled = policy.measure(groups, group_size, seed, on_prompts=lambda count: bars.advance(bar, count))
     correct = np.array([group.accuracies.sum() for group in sampled]).reshape(len(policy.prompts), groups)

@@ -31,6 +31,7 @@ register(
         findings="verl_gsd.algorithms.rollouts.findings:FINDERS",
         report_order=40,
         audit="verl_gsd.algorithms.rollouts.audit:budget_effect",
+        about="Gives more rollouts to prompts whose responses are expected to differ.",
     )
 )
 register(
@@ -47,5 +48,6 @@ register(
         report_order=50,
         unused_keys="verl_gsd.algorithms.rollouts.unused_keys:SAMPLER_UNUSED_KEYS",
         audit="verl_gsd.algorithms.rollouts.audit:sampler_effect",
+        about="Visits prompts more often whose responses are expected to differ.",
     )
 )

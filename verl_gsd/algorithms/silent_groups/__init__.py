@@ -22,5 +22,6 @@ register(
         conflicts=CONFLICTS,
         contradictions=CONTRADICTIONS,
         audit="verl_gsd.algorithms.silent_groups.audit:silent_groups_effect",
+        about="Leaves groups without a gradient out of the denominator of the policy loss.",
     )
 )

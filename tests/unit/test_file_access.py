@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from acls import grant, set_default
 
-from verl_gsd.run import file_access
+from verl_gsd import file_access
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534
@@ -116,3 +116,59 @@ def test_a_circle_of_links_ends(tmp_path):
         file_access.replaceable_target(tmp_path / "a")
     with pytest.raises(FileNotFoundError):
         file_access.replaceable_target(Path("/nowhere/at/all"))
+
+
+@pytest.mark.parametrize("end", ["", "run/file", "../mine/run"])
+def test_a_path_through_own_links_is_followed(link, tmp_path, end):
+    (tmp_path / "mine" / "run").mkdir()
+    (tmp_path / "mine" / "run" / "file").touch()
+    assert file_access.real_path(link / end) == ((link / end).resolve(), "")
+
+
+def test_a_path_through_a_link_that_others_can_replace_names_the_link_and_the_folder(link, tmp_path):
+    (tmp_path / "shared").chmod(0o777)
+    problem = f"other users can write {tmp_path}/shared (mode 0777)"
+    owner = f"the link {tmp_path}/shared/second belongs to user id {os.geteuid()}"
+    assert file_access.real_path(link) == (tmp_path / "mine", f"{owner}, and {problem}")
+    (tmp_path / "shared" / "run").mkdir()
+    assert file_access.real_path(tmp_path / "shared" / "run") == (tmp_path / "shared" / "run", ""), "there is no link"
+    (tmp_path / "shared" / "run" / "third").symlink_to(tmp_path / "mine")
+    owner = f"the link {tmp_path}/shared/run/third belongs to user id {os.geteuid()}"
+    third = file_access.real_path(tmp_path / "shared" / "run" / "third")
+    assert third == (tmp_path / "mine", f"{owner}, and {problem}")
+
+
+def test_a_link_into_a_folder_of_others_is_followed(link, tmp_path):
+    """Whoever can write it could also put another run there without a link."""
+    (tmp_path / "mine" / "run").mkdir()
+    (tmp_path / "mine").chmod(0o777)
+    assert file_access.real_path(link / "run") == (tmp_path / "mine" / "run", "")
+
+
+@as_root
+def test_a_path_through_a_link_of_another_user_names_the_link_and_its_owner(link, tmp_path):
+    os.chown(tmp_path / "shared" / "second", NOBODY, -1, follow_symlinks=False)
+    problem = f"the link {tmp_path}/shared/second belongs to user id {NOBODY}"
+    assert file_access.real_path(link) == (tmp_path / "mine", problem)
+    assert file_access.real_path(tmp_path / "shared") == (tmp_path / "shared", "")
+
+
+@as_root
+def test_a_link_of_root_is_followed_by_another_user(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # others cannot enter pytest's folders
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "run").mkdir()
+        (folder / "link").symlink_to("run")
+        monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+        assert file_access.real_path(folder / "link") == (folder / "run", "")
+        os.chown(folder / "link", 1, -1, follow_symlinks=False)
+        assert "belongs to user id 1" in file_access.real_path(folder / "link")[1]
+
+
+def test_a_path_in_a_circle_of_links_or_to_nothing_is_an_error(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(OSError, match="Too many levels"):
+        file_access.real_path(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        file_access.real_path(tmp_path / "nothing")

@@ -12,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 #: Which user ids this process's user namespace knows. In a container without root, it may know only this user's.
 _USER_MAP = Path("/proc/self/uid_map")
@@ -124,7 +125,7 @@ def replaceable_folder(path: Path) -> str:
 def _renaming_problem(folder: Path) -> str:
     """How another user could rename what this user has in ``folder``; an empty string if nobody can."""
     status = folder.stat()
-    if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(folder, status):
+    if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(folder, status.st_uid):
         return f"{folder} belongs to user id {status.st_uid}"
     if not status.st_mode & stat.S_ISVTX and is_open_to_others(folder, os.W_OK):
         return _open_to_others(folder)
@@ -148,6 +149,31 @@ def open_default(folder: Path) -> str:
     )
 
 
+def real_path(path: Path) -> tuple[Path, str]:
+    """Where ``path`` leads, and how another user could have chosen that by a symbolic link.
+
+    Both are of one walk along the path, so that nobody can exchange a link in between.
+
+    Returns:
+        (``path`` without symbolic links; a text that names the first link that is another user's or that another user
+        could replace, and its owner). The text is empty if there is no such link.
+
+    Raises:
+        OSError: it leads nowhere, or in a circle.
+    """
+    place, problem, passed = Path("/"), "", []
+    for step in _steps(path):
+        place = step.place
+        passed.append(step)
+        if step.link_owner is None:  # what lies behind the last link does not change where it leads
+            continue
+        if not problem and (cause := next((text for one in passed if (text := _replacing_problem(one))), "")):
+            own_text = _link_text(step)
+            problem = cause if cause == own_text else f"{own_text}, and {cause}"
+        passed = []
+    return place, problem
+
+
 def replaceable_target(link: Path) -> str:
     """How another user could make the symbolic link ``link`` lead elsewhere; an empty string if nobody can.
 
@@ -157,32 +183,63 @@ def replaceable_target(link: Path) -> str:
     Raises:
         OSError: it leads nowhere, or in a circle.
     """
-    return next(_replaceable_steps(link), "")
+    return next((problem for step in _steps(link) if (problem := _replacing_problem(step))), "")
 
 
-def _replaceable_steps(link: Path) -> Iterator[str]:
-    folder, names, links = Path("/"), list(link.absolute().parts[1:]), 0
+class _Step(NamedTuple):
+    """A name on the way of a path.
+
+    Attributes:
+        path: the folder in which the kernel looks for the name, and the name. The folder is without symbolic links.
+        place: the path so far without symbolic links. Behind a link, it is the folder from which the link leads on.
+        link_owner: the user id of the owner, if the name is that of a symbolic link.
+    """
+
+    path: Path
+    place: Path
+    link_owner: int | None
+
+
+def _steps(path: Path) -> Iterator[_Step]:
+    """The names that the kernel looks for on the way of ``path``, also on that of the links in it.
+
+    Raises:
+        OSError: it leads nowhere, or in a circle.
+    """
+    folder, names, links = Path("/"), list(path.absolute().parts[1:]), 0
     while names:
         name = names.pop(0)
         if name == "..":
             folder = folder.parent
+            yield _Step(folder, folder, None)  # it was looked up before
             continue
-        if problem := _renaming_problem(folder):
-            yield problem
-        path = folder / name
-        status = path.lstat()
+        found = folder / name
+        status = found.lstat()
         if not stat.S_ISLNK(status.st_mode):
-            folder = path
+            yield _Step(found, found, None)
+            folder = found
             continue
-        if status.st_uid not in (os.geteuid(), 0) and not _is_of_hidden_root(path, status):
-            yield f"the link {path} belongs to user id {status.st_uid}"
         links += 1
         if links > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
-        target = path.readlink()
-        if target.is_absolute():
-            folder = Path("/")
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = found.readlink()
+        folder = Path("/") if target.is_absolute() else folder
+        yield _Step(found, folder, status.st_uid)
         names = [*(part for part in target.parts if part != "/"), *names]
+
+
+def _replacing_problem(step: _Step) -> str:
+    """How another user could replace what has the name of ``step``; an empty string if nobody can."""
+    if problem := _renaming_problem(step.path.parent):
+        return problem
+    owner = step.link_owner
+    if owner is None or owner in (os.geteuid(), 0) or _is_of_hidden_root(step.path, owner):
+        return ""
+    return _link_text(step)
+
+
+def _link_text(step: _Step) -> str:
+    return f"the link {step.path} belongs to user id {step.link_owner}"
 
 
 def _open_to_others(folder: Path) -> str:
@@ -190,12 +247,12 @@ def _open_to_others(folder: Path) -> str:
     return f"other users can write {folder} (mode {stat.S_IMODE(folder.stat().st_mode):04o}{by_acl})"
 
 
-def _is_of_hidden_root(folder: Path, status: os.stat_result) -> bool:
+def _is_of_hidden_root(folder: Path, owner: int) -> bool:
     """Whether ``folder`` belongs to the machine's root, which this process's user namespace may not know.
 
     The kernel shows all users that the namespace does not know as the same one, also ordinary users of the machine.
     Only folders that are root's on every system are therefore taken for root's.
     """
-    if status.st_uid != _UNKNOWN_USER or str(folder) not in _SYSTEM_FOLDERS:
+    if owner != _UNKNOWN_USER or str(folder) not in _SYSTEM_FOLDERS:
         return False
     return _USER_MAP.read_text().split() != ["0", "0", "4294967295"]
