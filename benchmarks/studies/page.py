@@ -19,6 +19,8 @@ _COLUMNS = ("arm", "rate", "measure", "gain", "p", "hard", "middle", "easy", "en
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a study: one row per task and arm, and what is missing."""
     lines = []
+    if not result["rows"]:
+        return "**Not run yet.**"
     if result["missing"]:
         lines += [f"**Partial.** Missing: {'; '.join(result['missing'])}.", ""]
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
@@ -62,10 +64,10 @@ def with_table(text: str, name: str, table: str) -> str:
     Raises:
         ValueError: the page has no such comments.
     """
-    pattern = re.compile(rf"(<!-- table of {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- table of {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"the page has no place for the table: <!-- table of {name} --> and <!-- end of {name} -->")
-    return pattern.sub(lambda match: f"{match[1]}\n{table}\n{match[2]}", text)
+    return pattern.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text)
 
 
 def picture_of(name: str) -> Path:
