@@ -1,0 +1,1 @@
+"""Studies: one file per question. ``benchmarks/study.py`` runs them."""

@@ -1,0 +1,157 @@
+"""The results of a study from the runs in the ledger: accuracies at equal tokens, and gains over the baseline."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import publishing
+
+from studies.declaration import Study
+from studies.ledger import TRACES, FinishedRun
+from studies.runs import Cell, Ledger, late_mean, learning_curve, main_cell, rate_of, tune
+from verl_gsd.compare.comparison import holm
+from verl_gsd.evaluation.intervals import Estimate, difference_over_seeds, paired_test, student_mean
+from verl_gsd.lab.training.seeds import parse_seeds
+
+#: The budget of a task, as a share of the tokens of the baseline's shortest run: arms that generate a little less per
+#: step then reach it, too.
+_SHARE = 0.9
+#: Levels of difficulty by their exact accuracy before training.
+LEVELS = {"hard": (0.0, 0.2), "middle": (0.2, 0.8), "easy": (0.8, 1.01)}
+
+
+def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[str, Any]:
+    """Everything that the study's page shows, as JSON.
+
+    ``missing`` lists what has not been trained; the table is partial unless it is empty.
+    """
+    rates: dict[str, dict[str, float]] = {}
+    tried: dict[str, dict[str, dict[str, float]]] = {}
+    rows: list[dict[str, Any]] = []
+    missing: list[str] = []
+    budgets: dict[str, int] = {}
+    for task in study.tasks:
+        cells: dict[str, Cell] = {}
+        for arm in study.arms_of(task):
+            rate = rate_of(study, task, arm, ledger, load)
+            if rate is None:
+                missing.append(f"{task}/{arm.name}: its learning rate is not tuned")
+                continue
+            if arm.rate is None:
+                means = tune(study, task, arm, ledger).means
+                tried.setdefault(task, {})[arm.name] = {f"{value:.3g}": round(mean, 5) for value, mean in means.items()}
+            rates.setdefault(task, {})[arm.name] = rate
+            cells[arm.name] = main_cell(study, task, arm, rate)
+        found = {name: cell.found(ledger) for name, cell in cells.items()}
+        missing += [
+            f"{task}/{name}: {len(absent)} of {len(parse_seeds(cell.seeds))} seeds"
+            for name, cell in cells.items()
+            if (absent := cell.missing(ledger))
+        ]
+        if not found.get(study.baseline):
+            continue
+        budgets[task] = int(_SHARE * min(run.tokens[-1] for run in found[study.baseline].values()))
+        for name, runs in found.items():
+            other = study.other(cells[name].arm)
+            if runs:
+                rows.append(_row(cells[name], runs, {} if other == name else found.get(other, {}), budgets[task]))
+    compared = {f"{row['task']}/{row['arm']}": row for row in rows if row["gain"]}
+    adjusted = holm({name: row["gain"]["p"] for name, row in compared.items()})
+    for name, row in compared.items():
+        row["gain"]["p_adjusted"] = adjusted[name]
+    return {
+        "study": {
+            name: getattr(study, name)
+            for name in ("question", "hypothesis", "measure", "tuning", "spread", "correction", "seeds", "steps")
+        },
+        "machine": publishing.machine(),
+        "date": datetime.date.today().isoformat(),
+        "missing": missing,
+        "budget_tokens": budgets,
+        "rates": rates,
+        "rates_tried": tried,
+        "rows": rows,
+    }
+
+
+def _row(cell: Cell, found: Mapping[int, FinishedRun], other: Mapping[int, FinishedRun], budget: int) -> dict[str, Any]:
+    late = {seed: late_mean(run, cell.task, budget) for seed, run in found.items()}
+    common = sorted(found.keys() & other.keys())
+    return {
+        "task": cell.task,
+        "arm": cell.arm.name,
+        "rate": cell.rate,
+        "command": cell.command,
+        "seeds": sorted(found),
+        "measure": _estimate(student_mean(np.array(list(late.values())))),
+        "spread": float(np.std(list(late.values()), ddof=1)) if len(late) > 1 else None,
+        "before": float(np.mean([learning_curve(run, cell.task)[0] for run in found.values()])),
+        "accuracy": float(
+            np.mean([np.mean(run.accuracy[1:][_second_half(len(run.accuracy) - 1)]) for run in found.values()])
+        ),
+        # A run has diverged if the policy is worse than before training.
+        "diverged": sum(late[seed] < learning_curve(run, cell.task)[0] for seed, run in found.items()),
+        "short": sum(run.tokens[-1] < budget for run in found.values()),
+        "tokens_per_step": float(np.mean([run.tokens[-1] / run.steps[-1] for run in found.values()])),
+        "late": {name: _late([run.traces[name] for run in found.values()]) for name in TRACES},
+        "levels": _levels(list(found.values())),
+        "gain": _gain([late_mean(other[seed], cell.task, budget) for seed in common], [late[seed] for seed in common]),
+        "gain_by_level": _gain_by_level([other[seed] for seed in common], [found[seed] for seed in common]),
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _gain(first: Sequence[float], second: Sequence[float]) -> dict[str, float] | None:
+    """The difference second - first, paired by seed; None without two common seeds."""
+    if len(first) < 2:
+        return None
+    pair = np.array(first), np.array(second)
+    return {**_estimate(difference_over_seeds(*pair, None)), "p": paired_test(*pair).p_value, "n": len(first)}
+
+
+def _second_half(count: int) -> slice:
+    """The second half of ``count`` values, at least one."""
+    return slice(count - max(1, count // 2), count)
+
+
+def _late(traces: Sequence[Sequence[float | None]]) -> float | None:
+    """The mean of a metric over the second half of the steps and over runs; None if no run has it."""
+    values = [value for trace in traces for value in trace[_second_half(len(trace))] if value is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _level(run: FinishedRun, low: float, high: float) -> float | None:
+    """Mean exact accuracy of the second half's validations over levels that were in [low, high) before training."""
+    late = [
+        float(np.mean(values[1:][_second_half(len(values) - 1)]))
+        for values in run.levels.values()
+        if low <= values[0] < high
+    ]
+    return float(np.mean(late)) if late else None
+
+
+def _levels(runs: Sequence[FinishedRun]) -> dict[str, float]:
+    found = {name: [_level(run, *bounds) for run in runs] for name, bounds in LEVELS.items()}
+    return {
+        name: float(np.mean([value for value in values if value is not None]))
+        for name, values in found.items()
+        if any(value is not None for value in values)
+    }
+
+
+def _gain_by_level(first: Sequence[FinishedRun], second: Sequence[FinishedRun]) -> dict[str, dict[str, float]]:
+    """Level -> difference second - first at equal steps, paired by seed."""
+    gains = {}
+    for name, bounds in LEVELS.items():
+        pairs = [(_level(one, *bounds), _level(two, *bounds)) for one, two in zip(first, second, strict=True)]
+        known = [(one, two) for one, two in pairs if one is not None and two is not None]
+        if len(known) > 1:
+            one, two = np.array(known).T
+            gains[name] = _estimate(difference_over_seeds(one, two, None))
+    return gains

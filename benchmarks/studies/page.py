@@ -1,0 +1,93 @@
+"""The tables of ``docs/studies.md``, which stand between two comments each, and their pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from verl_gsd.charts.theme import write_png
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "studies.md"
+_COLUMNS = ("arm", "rate", "measure", "gain", "p", "hard", "middle", "easy", "entropy", "answers", "tokens", "diverged")
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of a study: one row per task and arm, and what is missing."""
+    lines = []
+    if not result["rows"]:
+        return "**Not run yet.**"
+    if result["missing"]:
+        lines += [f"**Partial.** Missing: {'; '.join(result['missing'])}.", ""]
+    for task in dict.fromkeys(row["task"] for row in result["rows"]):
+        lines += [
+            f"`task={task}`, {result['budget_tokens'][task]:,} tokens:",
+            "",
+            f"| {' | '.join(_COLUMNS)} |",
+            f"|{'---|' * len(_COLUMNS)}",
+            *(f"| {' | '.join(_cells(row))} |" for row in result["rows"] if row["task"] == task),
+            "",
+        ]
+    return "\n".join(lines).strip()
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    gain, levels, late = row["gain"], row["gain_by_level"] if row["gain"] else {}, row["late"]
+    return [
+        f"`{row['arm']}`",
+        f"{row['rate']:.2g}",
+        f"{row['measure']['mean']:.3f}",
+        _interval(gain) if gain else "",
+        _p(gain["p_adjusted"]) if gain else "",
+        *(f"{levels[name]['mean']:+.3f}" if name in levels else "" for name in ("hard", "middle", "easy")),
+        *("" if late[name] is None else f"{late[name]:.2f}" for name in ("entropy", "distinct_answers")),
+        f"{row['tokens_per_step']:.0f}",
+        f"{row['diverged']} of {len(row['seeds'])}",
+    ]
+
+
+def _interval(gain: Mapping[str, float]) -> str:
+    return f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The page with a study's table between its two comments.
+
+    Raises:
+        ValueError: the page has no such comments.
+    """
+    pattern = re.compile(rf"(<!-- table of {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no place for the table: <!-- table of {name} --> and <!-- end of {name} -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text)
+
+
+def picture_of(name: str) -> Path:
+    return ROOT / "docs" / "pictures" / f"study_{name}.png"
+
+
+def draw(result: Mapping[str, Any], output: Path) -> None:
+    """Gains over the baseline with their intervals, one panel per task."""
+    rows: Sequence[dict[str, Any]] = [
+        {"task": row["task"], "arm": row["arm"], **{name: row["gain"][name] for name in ("mean", "low", "high")}}
+        for row in result["rows"]
+        if row["gain"]
+    ]
+    order = list(dict.fromkeys(row["arm"] for row in rows))
+    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("arm:N", sort=order, title=None))
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="gain over the baseline"), x2="high:Q")
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(x="mean:Q")
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4], color="#777777").encode(x=alt.datum(0))
+    panels = [
+        alt.layer(zero, bars, points).transform_filter(alt.datum.task == task).properties(width=240, title=task)
+        for task in dict.fromkeys(row["task"] for row in rows)
+    ]
+    write_png(alt.hconcat(*panels), output)
