@@ -49,7 +49,7 @@ class _Kinds(NamedTuple):
 
 
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """More than half of the groups, of all or of a data source, have rewards without a gradient (``records.is_silent``).
+    """More than half of the groups, of all or of a source, have rewards without a gradient (``records.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
