@@ -47,6 +47,7 @@ FAMILIES = {
     "dapo": ("algo=dapo",),
     "gspo": ("algo=gspo",),
     "gvpo": ("algo=gvpo", "algorithm.gsd.gvpo.history_fraction=0.5"),
+    "gvpo with demonstrations": ("algo=gvpo_demonstrations",),
     "hadw_dapo": ("algo=hadw_dapo", "algorithm.gsd.hadw.n_min=1"),
     "dagrpo": (
         "algo=dagrpo",

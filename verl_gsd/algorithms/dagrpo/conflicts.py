@@ -1,5 +1,6 @@
 """Settings that DaGRPO's judge and demonstrations do not work with, and the reasons."""
 
+from verl_gsd.algorithms.dagrpo.settings import DEMONSTRATION_LOSSES
 from verl_gsd.declaration import Conflict
 
 _MODE = "algorithm.gsd.dagrpo.demonstrations.mode"
@@ -15,9 +16,16 @@ JUDGE_CONFLICTS = (
 
 DEMONSTRATION_CONFLICTS = (
     Conflict(
-        "actor_rollout_ref.actor.policy_loss.loss_mode!=dagrpo",
-        "only the loss dagrpo has the ratio of a demonstration's tokens",
-        "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo.",
+        "algorithm.adv_estimator!=gsd",
+        "it uses the advantages of the estimator gsd",
+        "Set algorithm.adv_estimator=gsd.",
+    ),
+    Conflict(
+        f"actor_rollout_ref.actor.policy_loss.loss_mode!={'|'.join(DEMONSTRATION_LOSSES)}",
+        "a demonstration is not a sample of the old policy, and only these losses do without its ratio to that policy: "
+        f"{', '.join(DEMONSTRATION_LOSSES)}",
+        "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo. For demonstrations with GVPO, set "
+        "algo=gvpo_demonstrations.",
     ),
     Conflict(
         "algorithm.gsd.budget",

@@ -16,7 +16,10 @@ from verl_gsd.scalars import is_finite, is_number, is_whole
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 DEMONSTRATION_RATIOS = ("shaped", "one")
-#: Losses that work with demonstrations, because only verl's aggregation sums over their tokens.
+#: Values of ``loss_mode`` under which a group may have a demonstration: DaGRPO's loss with its own ratio, and GVPO's, whose
+#: optimum does not depend on who wrote a response.
+DEMONSTRATION_LOSSES = ("dagrpo", "gvpo")
+#: Losses of the policy's own responses that ``loss_mode=dagrpo`` works with, because only verl's aggregation sums over their tokens.
 ON_POLICY_LOSSES = ("vanilla", "gspo")
 
 

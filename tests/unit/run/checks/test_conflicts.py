@@ -121,7 +121,7 @@ def test_a_config_that_has_both_is_rejected_and_the_fix_helps(config_with, compo
         (of, other)
         for of, conflict in CONFLICTS
         if conflict.setting == WEIGHS
-        for other in others_that_weigh(of, [one for one in OURS if "." not in one.name])
+        for other in others_that_weigh(of, OURS)
     ],
     ids=lambda of: of.name,
 )
