@@ -51,9 +51,7 @@ def trainer(compose_fast, tokenizer, words):
     words += ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=2"]
     made = object.__new__(GSDTrainerSync)
     made.config = compose_fast(*words)[0]
-    services = SimpleNamespace(
-        config=made.config, rows=QueueRows(), prompts=PromptStore(), step=1, tokenizer=tokenizer
-    )
+    services = SimpleNamespace(config=made.config, rows=QueueRows(), prompts=PromptStore(), step=1, tokenizer=tokenizer)
     extensions = extension.build(made.config.algorithm.gsd, services)
     made.seam = Seam(extensions, services.prompts, services.rows, group_size=4)
     made._unplaced, made._places, made._workers = None, [], 1
@@ -122,14 +120,16 @@ def test_verl_cuts_the_batch_into_the_updates_that_the_config_states(trainer, to
 
 @pytest.mark.parametrize("words", [["algo=gvpo_demonstrations", "algorithm.gsd.dagrpo.demonstrations.source=self"]])
 def test_a_demonstration_is_a_row_of_its_group_like_any_other(trainer, tokenizer):
-    """In the place of the last failure. Its tokens are masked until the update, but their log-probabilities are there."""
+    """It replaces the last failure. Its tokens are masked until the update, but have log-probabilities before."""
     problem = {"raw_prompt": [{"role": "user", "content": "1+1="}], "reward_model": {"ground_truth": "2"}}
     tokens = [*tokenizer.encode("2", add_special_tokens=False), tokenizer.eos_token_id]
     success = Response(np.array(tokens, np.int32), np.ones(len(tokens), bool), 1.0, 1, {"acc": 1.0})
     trainer.seam.prompts.responses.store(("maths", 0), [success], keep=1)
     key_of = {"a0": ("maths", 0), "a1": ("maths", 1)}
     buffer, trainer.seam = watched(
-        trainer.seam.extensions, SimpleNamespace(prompts=trainer.seam.prompts, rows=trainer.seam.rows), key_of=key_of.get
+        trainer.seam.extensions,
+        SimpleNamespace(prompts=trainer.seam.prompts, rows=trainer.seam.rows),
+        key_of=key_of.get,
     )
     trainer.seam.before_rollout(key_of, {})
     answer("a0", problem, tokenizer, ["3", "345", "4", "5"])

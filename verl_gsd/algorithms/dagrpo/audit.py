@@ -39,7 +39,9 @@ def demonstration_effect(config: DictConfig) -> Effect:
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
     # Another loss says itself what becomes of unanimous groups.
-    unanimous = "those in which every rollout failed get a demonstration, if there is one; all others are kept, with gain 0"
+    unanimous = (
+        "those in which every rollout failed get a demonstration, if there is one; all others are kept, with gain 0"
+    )
     return Effect(
         responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
         "demonstrations)",

@@ -17,7 +17,7 @@ JUDGE_CONFLICTS = (
 DEMONSTRATION_CONFLICTS = (
     Conflict(
         "algorithm.adv_estimator!=gsd",
-        "it uses the advantages of the estimator gsd",
+        "it changes or uses the advantages of the estimator gsd",
         "Set algorithm.adv_estimator=gsd.",
     ),
     Conflict(

@@ -20,8 +20,9 @@ log-probabilities of its tokens under pi_theta', as for all rows, and not from t
 Demonstrations may even be chosen by the rewards of the group's other rows ("only if all failed"). At the optimum
 beta s_i - R_i is the same number for all responses to a prompt, so the loss of *every* group is 0, however its rows were
 chosen. No selection of rows moves this minimum. It is the only one if every response still has a chance to be in a
-group with others, and the policy's own samples give it that. This needs rewards that are a function of the response:
-if a reward has noise, a choice that depends on it keeps unlucky draws and moves the optimum.
+group with others, and the policy's own samples give it that. This needs rewards that are a function of the response.
+If rewards have noise, a choice by rewards keeps unlucky draws, and a verified demonstration is a lucky one. Both move the
+optimum.
 
 How this differs from the paper:
 - We divide a group's sum by k - 1, as the authors' listing does (Equation 8 does not), and average over the groups of

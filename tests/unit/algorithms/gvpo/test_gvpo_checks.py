@@ -133,7 +133,10 @@ def test_demonstrations_go_with_gvpo(check, words):
         ((f"+{DAGRPO}.probe_every=5",), r"probe_every=5: algorithm\.gsd\.gvpo .*probe_every=null"),
         ((f"{GVPO}.history_fraction=0.5",), r"dagrpo\.demonstrations: algorithm\.gsd\.gvpo .*history_fraction=0"),
         (("algorithm.adv_estimator=grpo",), r"adv_estimator=grpo: algorithm\.gsd\.dagrpo\.demonstrations does not"),
-        ((f"{POLICY}.loss_mode=vanilla",), r"loss_mode=vanilla: algorithm\.gsd\.dagrpo\.demonstrations .*loss_mode=dagrpo"),
+        (
+            (f"{POLICY}.loss_mode=vanilla",),
+            r"loss_mode=vanilla: algorithm\.gsd\.dagrpo\.demonstrations .*loss_mode=dagrpo",
+        ),
     ],
 )
 def test_what_does_not_go_with_both_is_named(check, words, message):
@@ -154,7 +157,9 @@ def test_the_audit_says_who_is_shown_and_what_becomes_of_unanimous_groups(compos
     assert "get a demonstration" in unanimous and unanimous.endswith("pull towards the policy before the step")
     assert unanimous.count("kept") == 1
     one_update = "actor_rollout_ref.actor.ppo_mini_batch_size=24"
-    assert re.search(r"^warning: .*REINFORCE.* A demonstration is then a response with a positive", lines(one_update), re.M)
+    assert re.search(
+        r"^warning: .*REINFORCE.* A demonstration is then a response with a positive", lines(one_update), re.M
+    )
 
 
 def test_gvpos_loss_under_another_algorithm_is_refused(check):

@@ -117,12 +117,7 @@ def test_a_config_that_has_both_is_rejected_and_the_fix_helps(config_with, compo
 
 @pytest.mark.parametrize(
     ("declaration", "other"),
-    [
-        (of, other)
-        for of, conflict in CONFLICTS
-        if conflict.setting == WEIGHS
-        for other in others_that_weigh(of, OURS)
-    ],
+    [(of, other) for of, conflict in CONFLICTS if conflict.setting == WEIGHS for other in others_that_weigh(of, OURS)],
     ids=lambda of: of.name,
 )
 def test_whatever_else_weighs_is_rejected_once(config_with, declaration, other):
