@@ -126,11 +126,8 @@ def test_a_demonstration_is_a_row_of_its_group_like_any_other(trainer, tokenizer
     success = Response(np.array(tokens, np.int32), np.ones(len(tokens), bool), 1.0, 1, {"acc": 1.0})
     trainer.seam.prompts.responses.store(("maths", 0), [success], keep=1)
     key_of = {"a0": ("maths", 0), "a1": ("maths", 1)}
-    buffer, trainer.seam = watched(
-        trainer.seam.extensions,
-        SimpleNamespace(prompts=trainer.seam.prompts, rows=trainer.seam.rows),
-        key_of=key_of.get,
-    )
+    memory = SimpleNamespace(prompts=trainer.seam.prompts, rows=trainer.seam.rows)
+    buffer, trainer.seam = watched(trainer.seam.extensions, memory, key_of=key_of.get)
     trainer.seam.before_rollout(key_of, {})
     answer("a0", problem, tokenizer, ["3", "345", "4", "5"])
     answer("a1", problem, tokenizer, ["2", "3", "4", "5"])

@@ -1,4 +1,4 @@
-"""Forty steps of GVPO in the laboratory, with and without demonstrations, on prompts that the policy hardly ever solves."""
+"""What GVPO learns in the laboratory of prompts that it hardly ever solves, with and without demonstrations."""
 
 import numpy as np
 import pytest

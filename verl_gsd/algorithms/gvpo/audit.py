@@ -16,12 +16,13 @@ def gvpo_effect(config: DictConfig) -> Effect:
     replayed = (
         f"a share of {share} of each group is earlier responses to the same prompt, from its second visit on (GVPO)"
     )
-    others = "those in which every rollout failed get a demonstration, if there is one; all others are "
+    demonstrated = "those in which every rollout failed get a demonstration, if there is one; all others are "
+    kept = f"kept; their only effect is a pull towards {reference}"
     return Effect(
         responses=replayed if share else "",
         loss=f"fits {loss.get('beta')} times the log-ratio to {reference}, centred per group, to the advantages (GVPO, "
         "arXiv 2504.19599)",
-        unanimous=f"{others if _has_demonstrations(config) else ''}kept; their only effect is a pull towards {reference}",
+        unanimous=f"{demonstrated if _has_demonstrations(config) else ''}{kept}",
         warnings=tuple(_contradictions(config)),
     )
 
