@@ -38,14 +38,12 @@ def demonstration_effect(config: DictConfig) -> Effect:
     """The effect of ``algorithm.gsd.dagrpo.demonstrations``."""
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
-    others = (
-        "those in which every rollout failed get a demonstration, if there is one; all others are kept, with gain 0"
-    )
+    demonstrated = "those in which every rollout failed get a demonstration, if there is one; all others are kept"
     return Effect(
         responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
         "demonstrations)",
         # GVPO's own text says what becomes of unanimous groups.
-        unanimous=others if is_dagrpo_loss(config) else "",
+        unanimous=f"{demonstrated}, with gain 0" if is_dagrpo_loss(config) else "",
         gain=partial(demonstrated_gain, demonstrations=settings.per_group, always=settings.mode == "always"),
         gain_note="if every such group gets its demonstration",
     )
