@@ -42,7 +42,7 @@ def demonstration_effect(config: DictConfig) -> Effect:
     return Effect(
         responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
         "demonstrations)",
-        # GVPO's own text says what becomes of unanimous groups.
+        # Another loss has its own text on groups that are unanimous with their demonstrations.
         unanimous=f"{demonstrated}, with gain 0" if is_dagrpo_loss(config) else "",
         gain=partial(demonstrated_gain, demonstrations=settings.per_group, always=settings.mode == "always"),
         gain_note="if every such group gets its demonstration",

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.algorithms.dagrpo.conflicts import OTHER_LOSS
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
-from verl_gsd.algorithms.dagrpo.settings import DEMONSTRATION_LOSSES, MaskSettings, check_on_policy, check_ratio
+from verl_gsd.algorithms.dagrpo.settings import MaskSettings, check_on_policy, check_ratio
+from verl_gsd.conflicts import Condition
 from verl_gsd.errors import USE_REWARD_MODEL
 from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import HIGHEST
@@ -42,10 +44,8 @@ def check_dagrpo(config: DictConfig, line: Line) -> Iterator[str]:
             "loss_mode=dagrpo. Set algo=dagrpo or algo=dagrpo_anchors, or remove loss_mode."
         )
         return
-    if section is None:
+    if section is None or (has_demonstrations and Condition.parse(OTHER_LOSS.setting).holds(config)):
         return
-    if has_demonstrations and OmegaConf.select(config, f"{_LOSS}.loss_mode") not in DEMONSTRATION_LOSSES:
-        return  # a declared conflict
     has_judge = section.get("judge") is not None
     settings = MaskSettings.of(section)
     if has_judge:

@@ -1,6 +1,5 @@
 """Settings that DaGRPO's judge and demonstrations do not work with, and the reasons."""
 
-from verl_gsd.algorithms.dagrpo.settings import DEMONSTRATION_LOSSES
 from verl_gsd.declaration import Conflict
 
 _MODE = "algorithm.gsd.dagrpo.demonstrations.mode"
@@ -14,19 +13,21 @@ JUDGE_CONFLICTS = (
     ),
 )
 
+#: The losses that do not work with demonstrations.
+OTHER_LOSS = Conflict(
+    "actor_rollout_ref.actor.policy_loss.loss_mode!=dagrpo|gvpo",
+    "a demonstration is not a sample of the old policy, and only the losses dagrpo and gvpo do without its ratio to "
+    "that policy",
+    "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo. For demonstrations with GVPO, set "
+    "algo=gvpo_demonstrations.",
+)
 DEMONSTRATION_CONFLICTS = (
     Conflict(
         "algorithm.adv_estimator!=gsd",
         "it changes or uses the advantages of the estimator gsd",
         "Set algorithm.adv_estimator=gsd.",
     ),
-    Conflict(
-        f"actor_rollout_ref.actor.policy_loss.loss_mode!={'|'.join(DEMONSTRATION_LOSSES)}",
-        "a demonstration is not a sample of the old policy, and only these losses do without its ratio to that policy: "
-        f"{', '.join(DEMONSTRATION_LOSSES)}",
-        "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo. For demonstrations with GVPO, set "
-        "algo=gvpo_demonstrations.",
-    ),
+    OTHER_LOSS,
     Conflict(
         "algorithm.gsd.budget",
         "demonstrations.mode=always lets demonstrations decide whether the rewards of a group differ, but the budget "

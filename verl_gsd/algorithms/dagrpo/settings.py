@@ -16,9 +16,6 @@ from verl_gsd.scalars import is_finite, is_number, is_whole
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 DEMONSTRATION_RATIOS = ("shaped", "one")
-#: Values of ``loss_mode`` that work with demonstrations: DaGRPO's loss, which has a ratio for them, and GVPO's, whose
-#: optimum does not depend on who wrote a response.
-DEMONSTRATION_LOSSES = ("dagrpo", "gvpo")
 #: Losses of the policy's own responses that ``loss_mode=dagrpo`` works with, because only verl's aggregation sums over
 #: their tokens.
 ON_POLICY_LOSSES = ("vanilla", "gspo")

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.algorithms.dagrpo.checks import is_dagrpo_loss
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
-from verl_gsd.algorithms.dagrpo.settings import DEMONSTRATION_LOSSES
 from verl_gsd.judge.settings import JudgeSettings
 from verl_gsd.unused_keys import UnusedKey
 
@@ -67,7 +67,7 @@ UNUSED_KEYS = (
     *(
         UnusedKey(
             f"{_LOSS}.{name}",
-            lambda config: config.actor_rollout_ref.actor.policy_loss.loss_mode not in DEMONSTRATION_LOSSES,
+            lambda config: not is_dagrpo_loss(config),
             "only policy_loss.loss_mode=dagrpo reads it. Set algo=dagrpo or algo=dagrpo_anchors",
         )
         for name in ("on_policy", "ratio", "gamma")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from verl_gsd.audit import Effect
 
@@ -16,19 +16,13 @@ def gvpo_effect(config: DictConfig) -> Effect:
     replayed = (
         f"a share of {share} of each group is earlier responses to the same prompt, from its second visit on (GVPO)"
     )
-    demonstrated = "those in which every rollout failed get a demonstration, if there is one; all others are "
-    kept = f"kept; their only effect is a pull towards {reference}"
     return Effect(
         responses=replayed if share else "",
         loss=f"fits {loss.get('beta')} times the log-ratio to {reference}, centred per group, to the advantages (GVPO, "
         "arXiv 2504.19599)",
-        unanimous=f"{demonstrated if _has_demonstrations(config) else ''}{kept}",
+        unanimous=f"kept; their only effect is a pull towards {reference}",
         warnings=tuple(_contradictions(config)),
     )
-
-
-def _has_demonstrations(config: DictConfig) -> bool:
-    return OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations") is not None
 
 
 def _contradictions(config: DictConfig) -> Iterator[str]:
@@ -39,16 +33,12 @@ def _contradictions(config: DictConfig) -> Iterator[str]:
     )
     loss, mini_batch = actor.policy_loss, actor.ppo_mini_batch_size
     if loss.get("reference") == "old" and actor.ppo_epochs == 1 and mini_batch >= batch:
-        demonstrations = (
-            "A demonstration is then a response with a positive advantage, and nothing limits how often the policy is "
-            "pushed towards it. "
-        )
         yield (
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} with data.train_batch_size={batch}, "
             "ppo_epochs=1 and policy_loss.reference=old: each step has one update, which starts from the old policy. "
-            "GVPO is then beta times REINFORCE with the group's mean as baseline. "
-            f"{demonstrations if _has_demonstrations(config) else ''}"
-            "Set a smaller mini-batch. The paper's is a quarter of the batch."
+            "GVPO is then beta times REINFORCE with the group's mean as baseline. A demonstration is then a response "
+            "with a positive advantage, and nothing pulls the policy back from it. Set a smaller mini-batch. The "
+            "paper's is a quarter of the batch."
         )
     top_p, top_k = (value if isinstance(value, int | float) else 1 for value in (rollout.top_p, rollout.top_k or -1))
     if top_p < 1 or top_k > 0:

@@ -35,15 +35,6 @@ UNUSED_KEYS = (
         UnusedKey(f"{_ACTOR}.{clip}", is_gvpo, "GVPO has no probability ratio and clips nothing")
         for clip in ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
     ),
-    *(
-        UnusedKey(
-            f"{_ACTOR}.policy_loss.{name}",
-            is_gvpo,
-            "GVPO treats a demonstration like any other response, because its optimum does not depend on who wrote it. "
-            "Only policy_loss.loss_mode=dagrpo reads the key. Remove it, or set algo=dagrpo_anchors",
-        )
-        for name in ("on_policy", "ratio", "gamma")
-    ),
     UnusedKey(
         f"{_ACTOR}.loss_agg_mode",
         _no_other_term,
