@@ -100,6 +100,7 @@ LINES = [
         "data.train_files=null": r"data\.train_files=null",
     },
     {"algorithm.gsd.gvpo=null": r"loss_mode=gvpo without algorithm\.gsd\.gvpo"},
+    {f"{POLICY}.loss_mode=null": r"loss_mode=None with algorithm\.gsd\.gvpo"},
     {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla: algorithm\.gsd\.gvpo does not .*use another algo"},
 ]
 
