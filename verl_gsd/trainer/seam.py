@@ -140,7 +140,7 @@ class Seam:
         owner = self.owner("place")
         assert owner is not None
         own = {session_of(key) for group in self._training.values() for key in group.keys}
-        # Demonstrations that replace no response.
+        # Demonstrations that replace no response are in no group.
         added = Counter(session.rsplit("_", 1)[0] for session in {session_of(key) for key in rows.keys} - own)
         sessions = {uid: self._requested[uid] + group.earlier + added[uid] for uid, group in self._training.items()}
         return call_hook(*owner, "place", replace(rows, sessions=sessions))
