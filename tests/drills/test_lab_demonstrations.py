@@ -19,7 +19,7 @@ def rises(runs, algo):
     assert done.returncode == 0, done.stdout + done.stderr
     found = []
     for seed in SEEDS:
-        metrics = read_metrics(RunDirectory(runs / algo / f"seed_{seed}").metrics(1))
+        metrics = dict(read_metrics(RunDirectory(runs / algo / f"seed_{seed}").metrics(1)))
         first, last = (np.mean([metrics[step][name] for name in HARD]) for step in (min(metrics), max(metrics)))
         assert first < 0.02
         found.append(last - first)
