@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd import config as groups
 from verl_gsd import extension
-from verl_gsd.conflicts import MODE, Condition, all_conflicts, conflicts_in, others_that_weigh
+from verl_gsd.conflicts import MODE, Condition, ConflictInConfig, all_conflicts, conflicts_in, others_that_weigh
 from verl_gsd.declaration import WEIGHS, Conflict
 
 PAGE = Path(__file__).parents[1] / "docs" / "switching.md"
@@ -99,13 +99,23 @@ def with_addition(row: DictConfig, addition: DictConfig, notes: Notes) -> str:
     )
     if added <= present:
         return "has it"
-    together = OmegaConf.merge(row, addition)
-    assert isinstance(together, DictConfig)
-    # Conflicts that the row or the addition has on its own.
-    separate = {(item.declaration.name, item.key) for config in (row, addition) for item in conflicts_in(config)}
-    conflicts = [item for item in conflicts_in(together) if (item.declaration.name, item.key) not in separate]
+    # Of keys that both set, such as the loss, a run can have either value.
+    conflicts = min((_new_conflicts(*order) for order in ((row, addition), (addition, row))), key=_rank)
     numbers = {notes.number(item.declaration.name, item.conflict) for item in conflicts}
     return _cell("no" if any(item.applies for item in conflicts) else "partly", numbers)
+
+
+def _new_conflicts(first: DictConfig, second: DictConfig) -> list[ConflictInConfig]:
+    """Conflicts of both together that neither has on its own. The second sets the keys that both set."""
+    together = OmegaConf.merge(first, second)
+    assert isinstance(together, DictConfig)
+    separate = {(item.declaration.name, item.key) for config in (first, second) for item in conflicts_in(config)}
+    return [item for item in conflicts_in(together) if (item.declaration.name, item.key) not in separate]
+
+
+def _rank(conflicts: Sequence[ConflictInConfig]) -> tuple[bool, bool]:
+    """Whether conflicts apply, and whether there are any. The smaller rank is the better choice."""
+    return any(item.applies for item in conflicts), bool(conflicts)
 
 
 def with_settings(row: DictConfig, settings: Mapping[str, object], notes: Notes) -> str:

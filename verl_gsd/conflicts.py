@@ -79,15 +79,15 @@ def all_conflicts(declaration: Declaration, mode: str = "sync") -> tuple[Conflic
 
 
 def _implied(declaration: Declaration, mode: str) -> Iterator[Conflict]:
-    if "." in declaration.name:
-        return  # the extension that contains this part has the same conflicts and reports them
-    if declaration.weighs:
+    container = extension.declared(_top_name(declaration)) if "." in declaration.name else None
+    # An extension reports the conflicts that its parts have as well.
+    if declaration.weighs and not (container and container.weighs):
         yield Conflict(
             "algorithm.adv_estimator!=gsd",
             "it changes or uses the advantages of the estimator gsd",
             "Set algorithm.adv_estimator=gsd.",
         )
-    if declaration.needs_groups:
+    if declaration.needs_groups and not (container and container.needs_groups):
         yield Conflict(
             f"{MODE}!={'|'.join(OUR_MODES.values())}",
             f"it needs whole groups, which only {', '.join(OUR_MODES.values())} provide",

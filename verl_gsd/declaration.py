@@ -196,7 +196,7 @@ class Declaration:
             verl's own modes.
         counts_groups: ``Extension.place`` fills a mini-batch with a fixed number of groups, whatever their sizes.
         weighs: the extension changes or uses the advantages of the estimator ``gsd``. The checks reject it under any
-            other estimator.
+            other estimator. A part can weigh although the extension that contains it does not.
         reads_accuracy: the extension reads ``acc``, the verifier's verdict. The checks reject it if rewards come
             without a verdict.
         saves: the extension has ``state_dict`` and ``load_state_dict``, and checkpoints save its memory.

@@ -235,8 +235,9 @@ class UnplacedRows:
         prompts: number of prompts that the step samples. The config's number of updates assumes this number.
         padding_tokens: number of tokens in a padding row.
         workers: number of data-parallel workers that share the batch.
-        sessions: uid -> number of sessions that the group has if none failed: those that were requested, and those of
-            earlier visits that were added. A uid that it lacks has ``actor_rollout_ref.rollout.n``.
+        sessions: uid -> number of sessions that the group has if none failed: those that were requested, those of
+            earlier visits that were added, and demonstrations that replace no response. A uid that it lacks has
+            ``actor_rollout_ref.rollout.n``.
     """
 
     keys: Sequence[str]

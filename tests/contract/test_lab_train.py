@@ -47,6 +47,7 @@ FAMILIES = {
     "dapo": ("algo=dapo",),
     "gspo": ("algo=gspo",),
     "gvpo": ("algo=gvpo", "algorithm.gsd.gvpo.history_fraction=0.5"),
+    "gvpo with demonstrations": ("algo=gvpo_demonstrations",),
     "hadw_dapo": ("algo=hadw_dapo", "algorithm.gsd.hadw.n_min=1"),
     "dagrpo": (
         "algo=dagrpo",
@@ -107,6 +108,15 @@ def test_every_family_trains_and_leaves_records_and_metrics(words, trained):
     records = read_records(run.path, ["step", "fate", "tokens"]).to_pylist()
     assert [sum(row["step"] == step and row["fate"] == "trained" for row in records) for step in (1, 2)] == [4, 4]
     assert all(row["tokens"] > 0 for row in records)
+
+
+def test_under_gvpo_a_demonstration_is_trained_on_and_counted_as_no_response(trained):
+    _, run, _ = trained("algo=gvpo_demonstrations", "algorithm.gsd.dagrpo.demonstrations.mode=always")
+    records = read_records(run.path, ["size", "demonstrations"]).to_pylist()
+    assert {(row["size"], row["demonstrations"]) for row in records} == {(3, 1)}, "the reward accepts all of them"
+    for data in list(metrics_of(run).values())[1:]:
+        assert data["dagrpo/demonstrations/share"] == 0.25
+        assert data["gvpo/missing_sessions"] == 0 and data["gvpo/s_std"] > 0
 
 
 def test_silent_groups_left_out_of_the_denominator_are_those_of_the_records(trained):

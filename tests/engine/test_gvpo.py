@@ -32,6 +32,8 @@ FURTHER = {
     "two outputs in a session": (2, ["grouping=prepass"], {"joined": [5, 6]}),
     "a group of 16 among groups of 4": (2, ["grouping=prepass"], {"merged": 4}),
     "a group of 16 among groups of 4, rows two by two": (2, ["grouping=prepass", "rows=2"], {"merged": 4}),
+    "demonstrations, prepass": (2, ["grouping=prepass"], {"demonstrated": [3, 13]}),
+    "demonstrations, whole": (2, ["grouping=whole", "rows=4"], {"demonstrated": [3, 13]}),
     "rows rearranged behind our back": (2, ["grouping=whole", "rows=4"], {"rearranged": True, "fails": True}),
 }
 

@@ -12,6 +12,7 @@ from verl_gsd.algorithms.gvpo.placement import Placement
 from verl_gsd.extension import UnplacedRows
 from verl_gsd.groups import group_stats
 from verl_gsd.trainer.batching import PADDING, mini_batch_of
+from verl_gsd.trainer.rows import DEMONSTRATION
 
 K, GROUPS, RATE, BETA = 4, 8, 3.0, 0.1
 #: Of every case; a hardware group comes with it.
@@ -66,8 +67,15 @@ def model_in(task, dtype=torch.float64):
 
 
 def labelled(rows, extra):
-    """The rows that are there: some left out, some joined to one session of two outputs."""
+    """The rows that are there: some left out, some joined to one session of two outputs.
+
+    Demonstrations are right in groups in which all other rows failed.
+    """
     kept = [dict(row) for number, row in enumerate(rows) if number not in extra.get("without", ())]
+    for number in extra.get("demonstrated", ()):
+        for row in kept[number // K * K : number // K * K + K]:
+            row |= {"reward": 0.0, "shown": False}
+        kept[number] |= {"reward": 1.0, "shown": True}
     for number, row in enumerate(kept[: extra.get("merged", 0) * K]):
         row["key"] = f"g0_{number}_0"
     if "joined" in extra:
@@ -123,8 +131,8 @@ class ExpectedGradients:
 
     def of(self, rows, mini_batches, config):
         actor = config.actor_rollout_ref.actor
-        keys = [[row["key"] for row in of_one] for of_one in mini_batches]
-        same = str((keys, actor.policy_loss, actor.ppo_epochs))
+        labels = [[(row["key"], row["reward"]) for row in of_one] for of_one in mini_batches]
+        same = str((labels, actor.policy_loss, actor.ppo_epochs))
         if same not in self._known:
             self._known[same] = expected(self._task, rows, mini_batches, config)
         return self._known[same]
@@ -194,6 +202,7 @@ def prepared(config, rows, workers, extra):
             "advantages": torch.full((len(row["response"]),), float(advantages[at])) * row["mask"],
         }
         | {name: values[at] for name, values in columns.items()}
+        | ({DEMONSTRATION: torch.tensor(row.get("shown", False))} if "demonstrated" in extra else {})
         for at, row in enumerate(batch)
     ]
     if extra.get("rearranged"):

@@ -111,7 +111,7 @@ DOCUMENTED = {
     "hadw": ("algo", "_hadw"),
     "dagrpo": ("algo", "_mask"),
     "dagrpo.judge": ("algo", "_mask"),
-    "dagrpo.demonstrations": ("algo", "_demonstrations"),
+    "dagrpo.demonstrations": ("algo", "_demonstration_section"),
     "gvpo": ("algo", "gvpo"),
     "limits": ("algo", "_base"),
     "budget": ("budget", "adaptive"),

@@ -6,6 +6,7 @@ the memory of prompts. It knows the prompt of each group in the buffer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -138,7 +139,10 @@ class Seam:
         """Places of the rows of an update, and metrics. Only for runs with an extension that places rows."""
         owner = self.owner("place")
         assert owner is not None
-        sessions = {uid: self._requested[uid] + group.earlier for uid, group in self._training.items()}
+        own = {session_of(key) for group in self._training.values() for key in group.keys}
+        # Demonstrations that replace no response are in no group.
+        added = Counter(session.rsplit("_", 1)[0] for session in {session_of(key) for key in rows.keys} - own)
+        sessions = {uid: self._requested[uid] + group.earlier + added[uid] for uid, group in self._training.items()}
         return call_hook(*owner, "place", replace(rows, sessions=sessions))
 
     def stage_inputs(self, batch: Any) -> dict[str, Any]:

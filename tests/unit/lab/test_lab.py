@@ -123,11 +123,23 @@ def test_the_functions_of_training_give_silent_groups_nothing_so_that_leaving_th
     assert slope[[0, 2]].abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms() if name not in ("dagrpo", "dagrpo_anchors")])
+#: Rows in which a demonstration joins a group of failures.
+DEMONSTRATED = ("dagrpo", "dagrpo_anchors", "gvpo_demonstrations")
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms() if name not in DEMONSTRATED])
 def test_a_batch_of_silent_groups_moves_nothing(name):
     start = logits(0.001, 0.999)
     one = algorithm(name)
     assert one.start(start, rng())(start, batch_of(0, 8), one.rate).tolist() == [0, 0]
+
+
+def test_gvpo_moves_a_group_of_failures_as_if_its_last_response_were_right():
+    start = logits(0.001, 0.999)
+    plain, shown = (algorithm(name).start(start, rng()) for name in ("gvpo", "gvpo_demonstrations"))
+    moved = shown(start, batch_of(0, 8), 1.0)
+    torch.testing.assert_close(moved, plain(start, batch_of(1, 8), 1.0))
+    assert moved[0] > 0 and moved[1] == 0
 
 
 # Drawing

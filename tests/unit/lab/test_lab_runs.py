@@ -86,7 +86,7 @@ OURS = {
     "dapo": ["dapo", "dapo_redraw"],
     "hadw": ["hadw", "hadw_hard", "hadw_dr_grpo", "hadw_dapo"],
     "dagrpo": ["dagrpo_mask", "dagrpo_anchors", "dagrpo"],
-    "gvpo": ["gvpo", "gvpo_ref"],
+    "gvpo": ["gvpo", "gvpo_demonstrations", "gvpo_ref"],
 }
 
 

@@ -139,6 +139,11 @@ def test_a_placement_knows_how_many_sessions_each_group_has_if_none_failed(resta
     seam.on_group_left(group_of("u0", [0, 1, 1]), "trained")
     seam.place(UnplacedRows(["u0_0_0"], [5], [5.0], prompts=1, padding_tokens=1, workers=1))
     assert seam.extensions["placing"].sessions == {"u0": 3}, "one less than the group size"
+    seam.end_step()
+    seam.before_rollout({"u0": ("maths", 0)}, {})
+    seam.on_group_left(replace(group_of("u0", [0, 1]), demonstrations=1), "trained")  # one of the three failed
+    seam.place(UnplacedRows(["u0_0_0", "u0_1_0", "u0_3_0"], [5] * 3, [5.0] * 3, prompts=1, padding_tokens=1, workers=1))
+    assert seam.extensions["placing"].sessions == {"u0": 4}, "a demonstration in nobody's place is one more"
 
 
 def test_a_hook_that_raises_is_named():

@@ -49,6 +49,7 @@ register(
         "verl_gsd.algorithms.dagrpo.mask:Dagrpo",
         order=30,
         settings="verl_gsd.algorithms.dagrpo.settings:MaskSettings",
+        weighs=False,  # without a judge, the mask keeps all pairs
         saves=True,
         worker="verl_gsd.algorithms.dagrpo.worker:DagrpoWorker",
         loss="verl_gsd.algorithms.dagrpo.loss",
@@ -98,6 +99,7 @@ register(
             )
         },
         report_order=60,
+        weighs=False,  # demonstrations change which responses a group has, and not what becomes of their rewards
         reads_accuracy=True,
         conflicts=DEMONSTRATION_CONFLICTS,
         check_files="verl_gsd.algorithms.dagrpo.checks:check_demonstration_column",

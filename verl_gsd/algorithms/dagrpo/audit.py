@@ -8,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig
 from scipy.stats import binom
 
+from verl_gsd.algorithms.dagrpo.checks import is_dagrpo_loss
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings
 from verl_gsd.audit import Effect
@@ -37,11 +38,12 @@ def demonstration_effect(config: DictConfig) -> Effect:
     """The effect of ``algorithm.gsd.dagrpo.demonstrations``."""
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     source, where = _SOURCES[settings.source], _GROUPS[settings.mode]
+    demonstrated = "those in which every rollout failed get a demonstration, if there is one; all others are kept"
     return Effect(
         responses=f"{source} replaces a rollout in {where} and changes the group's mean and sigma (DaGRPO's "
         "demonstrations)",
-        unanimous="those in which every rollout failed get a demonstration, if there is one; all others are kept, with "
-        "gain 0",
+        # Another loss has its own text on groups that are unanimous with their demonstrations.
+        unanimous=f"{demonstrated}, with gain 0" if is_dagrpo_loss(config) else "",
         gain=partial(demonstrated_gain, demonstrations=settings.per_group, always=settings.mode == "always"),
         gain_note="if every such group gets its demonstration",
     )

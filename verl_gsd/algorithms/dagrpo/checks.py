@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd.algorithms.dagrpo.conflicts import OTHER_LOSS
 from verl_gsd.algorithms.dagrpo.demonstration_settings import DemonstrationSettings
 from verl_gsd.algorithms.dagrpo.settings import MaskSettings, check_on_policy, check_ratio
+from verl_gsd.conflicts import Condition
 from verl_gsd.errors import USE_REWARD_MODEL
 from verl_gsd.judge.disks import journal_mode, mounts
 from verl_gsd.judge.scorer import HIGHEST
@@ -28,7 +30,7 @@ _SECTION = "algorithm.gsd.dagrpo"
 
 
 def is_dagrpo_loss(config: DictConfig) -> bool:
-    """Whether the policy loss is the one that supports demonstrations."""
+    """Whether the policy loss is DaGRPO's, which has a ratio of its own on demonstrations."""
     return OmegaConf.select(config, f"{_LOSS}.loss_mode") == "dagrpo"
 
 
@@ -42,7 +44,7 @@ def check_dagrpo(config: DictConfig, line: Line) -> Iterator[str]:
             "loss_mode=dagrpo. Set algo=dagrpo or algo=dagrpo_anchors, or remove loss_mode."
         )
         return
-    if section is None or is_dagrpo_loss(config) != has_demonstrations:  # a declared conflict
+    if section is None or (has_demonstrations and Condition.parse(OTHER_LOSS.setting).holds(config)):
         return
     has_judge = section.get("judge") is not None
     settings = MaskSettings.of(section)
@@ -99,11 +101,12 @@ def _check_judge(config: DictConfig, mask: MaskSettings) -> Iterator[str]:
 def _check_demonstrations(config: DictConfig) -> Iterator[str]:
     settings = DemonstrationSettings.of(config.algorithm.gsd.dagrpo.demonstrations)
     loss, rollout = config.actor_rollout_ref.actor.policy_loss, config.actor_rollout_ref.rollout
-    try:
-        check_ratio(loss.get("ratio"), loss.get("gamma"))
-        check_on_policy(loss.get("on_policy"))
-    except ValueError as error:
-        yield f"{_LOSS}.{error}"
+    if is_dagrpo_loss(config):
+        try:
+            check_ratio(loss.get("ratio"), loss.get("gamma"))
+            check_on_policy(loss.get("on_policy"))
+        except ValueError as error:
+            yield f"{_LOSS}.{error}"
     if isinstance(rollout.n, int) and settings.per_group >= rollout.n:
         yield (
             f"{_SECTION}.demonstrations.per_group={settings.per_group} with actor_rollout_ref.rollout.n={rollout.n}: "

@@ -13,12 +13,21 @@ JUDGE_CONFLICTS = (
     ),
 )
 
+#: The losses that do not work with demonstrations.
+OTHER_LOSS = Conflict(
+    "actor_rollout_ref.actor.policy_loss.loss_mode!=dagrpo|gvpo",
+    "a demonstration is not a sample of the old policy, and only the losses dagrpo and gvpo do without its ratio to "
+    "that policy",
+    "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo. For demonstrations with GVPO, set "
+    "algo=gvpo_demonstrations.",
+)
 DEMONSTRATION_CONFLICTS = (
     Conflict(
-        "actor_rollout_ref.actor.policy_loss.loss_mode!=dagrpo",
-        "only the loss dagrpo has the ratio of a demonstration's tokens",
-        "Set actor_rollout_ref.actor.policy_loss.loss_mode=dagrpo.",
+        "algorithm.adv_estimator!=gsd",
+        "it changes or uses the advantages of the estimator gsd",
+        "Set algorithm.adv_estimator=gsd.",
     ),
+    OTHER_LOSS,
     Conflict(
         "algorithm.gsd.budget",
         "demonstrations.mode=always lets demonstrations decide whether the rewards of a group differ, but the budget "

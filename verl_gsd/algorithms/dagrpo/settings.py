@@ -16,7 +16,8 @@ from verl_gsd.scalars import is_finite, is_number, is_whole
 from verl_gsd.settings import SectionSettings, did_you_mean
 
 DEMONSTRATION_RATIOS = ("shaped", "one")
-#: Losses that work with demonstrations, because only verl's aggregation sums over their tokens.
+#: Losses of the policy's own responses that ``loss_mode=dagrpo`` works with, because only verl's aggregation sums over
+#: their tokens.
 ON_POLICY_LOSSES = ("vanilla", "gspo")
 
 

@@ -36,7 +36,8 @@ def _contradictions(config: DictConfig) -> Iterator[str]:
         yield (
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} with data.train_batch_size={batch}, "
             "ppo_epochs=1 and policy_loss.reference=old: each step has one update, which starts from the old policy. "
-            "GVPO is then beta times REINFORCE with the group's mean as baseline. Set a smaller mini-batch. The "
+            "GVPO is then beta times REINFORCE with the group's mean as baseline. A demonstration is then a response "
+            "with a positive advantage, and nothing pulls the policy back from it. Set a smaller mini-batch. The "
             "paper's is a quarter of the batch."
         )
     top_p, top_k = (value if isinstance(value, int | float) else 1 for value in (rollout.top_p, rollout.top_k or -1))

@@ -26,13 +26,15 @@ def check_gvpo(config: DictConfig, line: Line) -> Iterator[str]:
     has_loss = is_gvpo(config)
     if not has_loss and section is None:
         return
-    if not has_loss or section is None:
+    loss_mode = OmegaConf.select(config, f"{_LOSS}.loss_mode")
+    if section is None or loss_mode is None:
         yield (
-            f"{_LOSS}.loss_mode={OmegaConf.select(config, f'{_LOSS}.loss_mode')} "
-            f"{'with' if section is not None else 'without'} algorithm.gsd.gvpo: GVPO needs both. Set "
-            "algo=gvpo, or use another algo for another loss."
+            f"{_LOSS}.loss_mode={loss_mode} {'with' if section is not None else 'without'} algorithm.gsd.gvpo: GVPO "
+            "needs both. Set algo=gvpo, or use another algo for another loss."
         )
         return
+    if not has_loss:
+        return  # a declared conflict
     settings = GvpoSettings.of(section)
     yield from _check_loss_settings(config)
     yield from _check_second_kl(config, settings)

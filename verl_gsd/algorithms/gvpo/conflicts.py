@@ -26,6 +26,16 @@ CONFLICTS = (
         "Remove one of the two.",
     ),
     Conflict(
+        "actor_rollout_ref.actor.policy_loss.loss_mode!=gvpo",
+        "its rows and weights are those of GVPO's loss",
+        "Set actor_rollout_ref.actor.policy_loss.loss_mode=gvpo. For another loss, use another algo.",
+    ),
+    Conflict(
+        "algorithm.gsd.dagrpo.probe_every",
+        "the probe splits the gradient by the signs of advantages, but GVPO's gradient has other weights",
+        "Set algorithm.gsd.dagrpo.probe_every=null.",
+    ),
+    Conflict(
         "algorithm.gsd.sampler",
         "GVPO has not been tested with prompts that a sampler chooses",
         "Set sampler=uniform, or use another algo.",
@@ -71,6 +81,13 @@ CONFLICTS = (
         "distillation.enabled=true",
         "GVPO's loss cannot be combined with a teacher's",
         "Set distillation.enabled=false.",
+    ),
+    Conflict(
+        "algorithm.gsd.dagrpo.demonstrations",
+        "an earlier response (history_fraction) has no verdict of the current step, so it is not known whether all "
+        "responses of its group failed, and demonstrations would be stored as earlier responses",
+        f"Set {_WITHOUT_HISTORY}, or algorithm.gsd.dagrpo.demonstrations=null.",
+        when=_HAS_HISTORY,
     ),
     Conflict(
         "actor_rollout_ref.rollout.enable_rollout_routing_replay=true",

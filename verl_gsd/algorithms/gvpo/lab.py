@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -25,7 +26,7 @@ PASSES = 4
 
 
 def lab_algorithms() -> Mapping[str, Algorithm]:
-    """GVPO against the policy before each batch, and against the policy at the start."""
+    """GVPO against the policy before each batch, alone and with demonstrations, and against the policy at the start."""
     return {
         "gvpo": Algorithm(
             "gvpo",
@@ -34,6 +35,14 @@ def lab_algorithms() -> Mapping[str, Algorithm]:
             "GRPO's update times G/(G - 1), minus the pull towards the reference.",
             one_group_per_prompt,
             lambda logit, generator: gvpo_update(BETA, passes=PASSES),
+            RATE / BETA,
+        ),
+        "gvpo_demonstrations": Algorithm(
+            "gvpo",
+            "GVPO with a demonstration for every prompt, which replaces a response if all responses failed. It has no "
+            "ratio, so its first update on a hard prompt is that of any right response.",
+            one_group_per_prompt,
+            lambda logit, generator: with_demonstrations(gvpo_update(BETA, passes=PASSES)),
             RATE / BETA,
         ),
         "gvpo_ref": Algorithm(
@@ -66,3 +75,14 @@ def gvpo_update(beta: float, *, passes: int = 1, reference: torch.Tensor | None 
         return current - logit
 
     return skip_silent_groups(update)
+
+
+def with_demonstrations(update: Update) -> Update:
+    """``update`` with a right response in the place of the last one, in every group in which all responses failed."""
+
+    def update_demonstrated(logit: torch.Tensor, batch: BernoulliBatch, rate: float) -> torch.Tensor:
+        rewards = batch.rewards.clone()
+        rewards[rewards.amax(dim=1) == 0, -1] = 1.0
+        return update(logit, replace(batch, rewards=rewards), rate)
+
+    return update_demonstrated

@@ -12,6 +12,17 @@ loss only needs the *detached* weights of a group. Given these, the responses of
 micro-batches and workers. By Theorems 3.1 and 3.2 the only optimum is pi_theta' exp(R / beta) / Z. It does not depend
 on the policy that sampled the responses, if this policy can generate every response.
 
+A group may therefore contain responses that the policy did not generate: its own earlier ones, or demonstrations of an
+expert. They need no importance weight, ratio or clip. Each counts like any other row of its group: its reward is in
+mean R, its s_i in mean s, and the weights sum to zero over all rows of the group. Its s_i is computed from the
+log-probabilities of its tokens under pi_theta', as for all rows, and not from those of its author.
+
+Demonstrations may even be chosen by the rewards of the group's other rows ("only if all failed"). At the optimum,
+beta s_i - R_i is the same number for all responses to a prompt. The loss of *every* group is then 0, and no choice of
+rows can move this minimum. It is the only one if every response still has a chance to be in a group with others, which
+the policy's own samples give it. All this needs rewards that are a function of the response. If rewards have noise, a
+choice by rewards keeps unlucky draws, and a verified demonstration is a lucky one: both move the optimum.
+
 How this differs from the paper:
 
 - We divide a group's sum by k - 1, as the authors' listing does (Equation 8 does not), and average over the groups of

@@ -132,9 +132,15 @@ def test_keys_of_parts_that_are_not_there_are_answered_and_not_stumbled_over(che
         check(f"{JUDGE}.cache_mb=4", f"{JUDGE}.cache=null")
 
 
-def test_gvpo_goes_with_none_of_it(check):
-    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.dagrpo: .*GVPO"):
-        check(f"+{DAGRPO}.delta=-.inf", algo="gvpo")
+def test_gvpo_goes_with_no_mask(check):
+    with pytest.raises(ConfigError, match=r"algorithm\.gsd\.dagrpo\.judge: .*GVPO"):
+        check(f"+{DAGRPO}.delta=3", f"+{JUDGE}.scorer=stub", algo="gvpo")
+
+
+@pytest.mark.parametrize(("algo", "part"), [("dagrpo_mask", "judge"), ("dagrpo_anchors", "demonstrations")])
+def test_both_parts_need_the_advantages_of_the_dial(check, algo, part):
+    with pytest.raises(ConfigError, match=rf"adv_estimator=grpo: algorithm\.gsd\.dagrpo\.{part} does not work with it"):
+        check("algorithm.adv_estimator=grpo", algo=algo)
 
 
 def test_a_cache_that_is_there_or_can_be_made_is_right(check, tmp_path):

@@ -328,6 +328,84 @@ def test_it_converges_to_the_one_optimum_from_any_sampler(sampler):
     assert trained(of_the_package, SAMPLERS[sampler], steps) < 1e-4
 
 
+# With demonstrations: an expert's answer takes the place of a group's last one.
+
+EXPERT = torch.tensor([1, 0])  # the only right answer to each prompt
+RIGHT = torch.eye(5, dtype=torch.float64)[EXPERT]
+ALL_FAIL, ALWAYS, NEVER = "all_fail", "always", "never"
+WEAK = 1.0  # a beta with which pi* still fails often, so that the choice by failures matters
+
+
+def with_demonstrations(drawn, prompt, rewards, mode):
+    """The answers (groups, k), each group's last one replaced where ``mode`` wants a demonstration."""
+    wanted = rewards.amax(dim=1) == 0 if mode == ALL_FAIL else torch.full((len(drawn),), mode == ALWAYS)
+    shown = drawn.clone()
+    shown[wanted, -1] = EXPERT[prompt[wanted]]
+    return shown, wanted
+
+
+def trained_with_demonstrations(mode, *, noise=0.0, k=3, steps=400, groups=16):
+    """(total variation from pi*, share of groups with a demonstration) of an on-policy tabular policy.
+
+    Right answers have the reward 1, others 0. With ``noise``, a reward is drawn: an answer is right with a chance
+    between ``noise`` and 1 - ``noise``, and pi* has the mean reward. pi_theta' is the reference throughout.
+    """
+    generator = torch.Generator().manual_seed(4)
+    chance = RIGHT * (1 - 2 * noise) + noise
+    star = torch.softmax(REFERENCE.log() + chance / WEAK, dim=-1)
+    logits = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    prompt = torch.arange(2).repeat_interleave(groups)
+    label = torch.arange(2 * groups).repeat_interleave(k)
+    shown_groups = 0
+    for _ in range(steps):
+        log_policy = torch.log_softmax(logits, dim=-1)
+        policy = log_policy.detach().exp()
+        drawn = torch.multinomial(policy, groups * k, replacement=True, generator=generator).view(2 * groups, k)
+        rewards = torch.bernoulli(chance[prompt.unsqueeze(1), drawn], generator=generator)
+        answers, shown = with_demonstrations(drawn, prompt, rewards, mode)
+        rewards[shown, -1] = 1.0  # verified
+        shown_groups += int(shown.sum())
+        s = (log_policy - REFERENCE.log())[prompt.unsqueeze(1), answers]
+        optimizer.zero_grad()
+        gvpo_loss(s.flatten(), rewards.flatten(), label, beta=WEAK)[0].backward()
+        optimizer.step()
+        schedule.step()
+    distance = (torch.softmax(logits.detach(), dim=-1) - star).abs().sum(dim=-1).max() / 2
+    return float(distance), shown_groups / (2 * groups * steps)
+
+
+@pytest.mark.parametrize("mode", [ALL_FAIL, ALWAYS])
+def test_demonstrations_move_no_optimum_however_they_are_chosen(mode):
+    distance, shown = trained_with_demonstrations(mode)
+    assert distance < 1e-6
+    assert shown > 0.1, "otherwise this says nothing of demonstrations"
+
+
+def test_with_noise_in_the_rewards_they_do():
+    """A demonstration's reward of 1 is no draw of the same noise, and groups of unlucky draws get one."""
+    distances = {mode: trained_with_demonstrations(mode, noise=0.2)[0] for mode in (NEVER, ALL_FAIL, ALWAYS)}
+    assert distances.pop(NEVER) < 0.01, "what the noise of the draws leaves"
+    assert min(distances.values()) > 0.02
+
+
+@pytest.mark.parametrize("mode", [ALL_FAIL, ALWAYS])
+def test_the_loss_of_every_group_is_zero_at_the_optimum(mode):
+    """Every draw of three answers, with and without its demonstration, not only on average."""
+    for number in range(2):
+        star = torch.softmax(REFERENCE[number].log() + RIGHT[number] / WEAK, dim=-1)
+        s = star.log() - REFERENCE[number].log()
+        drawn = torch.tensor(list(itertools.product(range(5), repeat=3)))
+        prompt = torch.full((len(drawn),), number)
+        answers, shown = with_demonstrations(drawn, prompt, RIGHT[number][drawn], mode)
+        assert shown.any()
+        for group in answers:
+            rewards = RIGHT[number][group]
+            assert spelled_out(s[group].tolist(), rewards.tolist(), [0] * 3, WEAK) < 1e-25
+            assert gradient(s[group], rewards, [0] * 3, beta=WEAK).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("broken", [std_normalised, mixed_centring, weights_not_detached])
 def test_what_copies_do_does_not(broken):
     assert trained(broken, SAMPLERS["uniform"]) > 0.02

@@ -12,6 +12,8 @@ from verl_gsd.run.checks import validate
 
 POLICY = "actor_rollout_ref.actor.policy_loss"
 GVPO = "algorithm.gsd.gvpo"
+DAGRPO = "algorithm.gsd.dagrpo"
+SHOWN = f"{DAGRPO}.demonstrations"
 
 
 @pytest.fixture
@@ -98,7 +100,8 @@ LINES = [
         "data.train_files=null": r"data\.train_files=null",
     },
     {"algorithm.gsd.gvpo=null": r"loss_mode=gvpo without algorithm\.gsd\.gvpo"},
-    {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla with algorithm\.gsd\.gvpo"},
+    {f"{POLICY}.loss_mode=null": r"loss_mode=None with algorithm\.gsd\.gvpo"},
+    {f"{POLICY}.loss_mode=vanilla": r"loss_mode=vanilla: algorithm\.gsd\.gvpo does not .*use another algo"},
 ]
 
 
@@ -108,6 +111,55 @@ def test_mistakes_are_named_with_what_to_write(check, line):
         check(*line)
     for message in filter(None, line.values()):
         assert re.search(message, str(refused.value)), message
+
+
+@pytest.mark.parametrize(
+    "words", [(), (f"{SHOWN}.mode=always", f"{SHOWN}.per_group=3"), (f"{SHOWN}.source=self", f"{POLICY}.reference=ref")]
+)
+def test_demonstrations_go_with_gvpo(check, words):
+    check(*words, algo="gvpo_demonstrations")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((f"+{POLICY}.ratio=shaped",), r"policy_loss\.ratio=shaped does nothing: only .*loss_mode=dagrpo reads it"),
+        ((f"+{POLICY}.gamma=0.1",), r"policy_loss\.gamma=0\.1 does nothing: only .*loss_mode=dagrpo reads it"),
+        ((f"{SHOWN}.per_group=8",), r"per_group=8 with actor_rollout_ref\.rollout\.n=8: "),
+        ((f"{DAGRPO}.delta=2",), r"delta=2 without algorithm\.gsd\.dagrpo\.judge"),
+        (
+            (f"{DAGRPO}.delta=2", f"+{DAGRPO}.judge.scorer=stub"),
+            r"algorithm\.gsd\.dagrpo\.judge: algorithm\.gsd\.gvpo .*sum to zero",
+        ),
+        ((f"+{DAGRPO}.probe_every=5",), r"probe_every=5: algorithm\.gsd\.gvpo .*probe_every=null"),
+        ((f"{GVPO}.history_fraction=0.5",), r"dagrpo\.demonstrations: algorithm\.gsd\.gvpo .*history_fraction=0"),
+        (("algorithm.adv_estimator=grpo",), r"adv_estimator=grpo: algorithm\.gsd\.dagrpo\.demonstrations does not"),
+        (
+            (f"{POLICY}.loss_mode=vanilla",),
+            r"loss_mode=vanilla: algorithm\.gsd\.dagrpo\.demonstrations .*loss_mode=dagrpo",
+        ),
+    ],
+)
+def test_what_does_not_go_with_both_is_named(check, words, message):
+    with pytest.raises(ConfigError) as refused:
+        check(*words, algo="gvpo_demonstrations")
+    assert re.search(message, str(refused.value))
+
+
+def test_the_audit_says_who_is_shown_and_what_becomes_of_unanimous_groups(compose_fast):
+    def lines(*words):
+        config, _ = compose_fast("algo=gvpo_demonstrations", "task=arithmetic", "hardware=cpu", *words)
+        return "\n".join(audit(config).lines())
+
+    found = lines()
+    assert "an expert's response replaces a rollout in a group in which every rollout failed" in found
+    assert "fits 0.1 times the log-ratio to the policy before the step" in found
+    (unanimous,) = re.findall(r"^unanimous groups: .*", found, re.M)
+    assert unanimous == "unanimous groups: kept; their only effect is a pull towards the policy before the step"
+    one_update = "actor_rollout_ref.actor.ppo_mini_batch_size=24"
+    assert re.search(
+        r"^warning: .*REINFORCE.* A demonstration is then a response with a positive", lines(one_update), re.M
+    )
 
 
 def test_gvpos_loss_under_another_algorithm_is_refused(check):

@@ -1,6 +1,7 @@
 """Every declared conflict: a config that has both sides is rejected by name, and what is said to be set helps."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
@@ -117,12 +118,7 @@ def test_a_config_that_has_both_is_rejected_and_the_fix_helps(config_with, compo
 
 @pytest.mark.parametrize(
     ("declaration", "other"),
-    [
-        (of, other)
-        for of, conflict in CONFLICTS
-        if conflict.setting == WEIGHS
-        for other in others_that_weigh(of, [one for one in OURS if "." not in one.name])
-    ],
+    [(of, other) for of, conflict in CONFLICTS if conflict.setting == WEIGHS for other in others_that_weigh(of, OURS)],
     ids=lambda of: of.name,
 )
 def test_whatever_else_weighs_is_rejected_once(config_with, declaration, other):
@@ -139,11 +135,21 @@ def test_whatever_else_weighs_is_rejected_once(config_with, declaration, other):
         assert not sentences(config, f"gsd.{second.name}")
 
 
-def test_a_part_is_not_rejected_beside_the_whole(config_with):
+def test_a_part_is_not_rejected_beside_the_whole():
+    """It is named where the whole, which contains it, weighs nothing itself."""
+    whole, part, other = (extension.Declaration(name, "module:Class") for name in ("whole", "whole.part", "other"))
+    assert others_that_weigh(other, [whole, part]) == [whole]
+    assert others_that_weigh(other, [replace(whole, weighs=False), part]) == [part]
+    assert others_that_weigh(part, [whole, part]) == []
+
+
+def test_of_dagrpo_gvpo_rejects_the_mask_alone(config_with):
     gvpo = extension.declared("gvpo")
     config = add_section(config_with(extension.declared("dagrpo.demonstrations")), gvpo)
     (said,) = sentences(config, "algorithm.gsd.dagrpo", "algorithm.gsd.gvpo ")
-    assert said.startswith("algorithm.gsd.dagrpo: ")
+    assert said.startswith("algorithm.gsd.dagrpo.judge: ")
+    OmegaConf.update(config, "algorithm.gsd.dagrpo.judge", None)
+    assert not sentences(config, "algorithm.gsd.dagrpo", "algorithm.gsd.gvpo ")
 
 
 def test_two_extensions_that_do_not_work_together_say_so_on_one_side():
