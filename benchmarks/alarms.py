@@ -302,7 +302,11 @@ def run_of(of: Draw) -> RunData:
             for prompt, count, hits in zip(at, own.tolist(), right.astype(int).tolist(), strict=True):
                 before[prompt, :count] = rng.permutation(np.arange(count) < hits)
     joined = {name: np.concatenate(values) for name, values in columns.items()}
-    metrics = {"step": np.arange(1, steps + 1)} | of.metrics
+    with np.errstate(invalid="ignore"):
+        observed = joined["correct"].reshape(steps, batch).sum(axis=1) / joined["total"].reshape(steps, batch).sum(
+            axis=1
+        )
+    metrics = {"step": np.arange(1, steps + 1), "hadw/accuracy": observed} | of.metrics
     if scenario.budget:
         metrics |= {"budget/mixed/expected": expected, "budget/share/known": known_share}
     if of.unverified is not None:

@@ -1,6 +1,7 @@
 """Lower bounds that exclude versions with known holes, and what the installed versions do against these holes."""
 
 import json
+import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from packaging.requirements import Requirement
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:  # Python 3.10
+else:
     import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).parents[2]

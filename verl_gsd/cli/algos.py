@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedChoice:
     """A row of the list.
 
     Attributes:
@@ -60,7 +60,7 @@ def algos() -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def algorithm_entries() -> Iterator[Entry]:
+def algorithm_entries() -> Iterator[ListedChoice]:
     """One entry per choice of ``algo=``.
 
     Raises:
@@ -69,10 +69,10 @@ def algorithm_entries() -> Iterator[Entry]:
     from verl_gsd.config_choices import about, choices
 
     for name in choices("algo"):
-        yield Entry(f"algo={name}", about("algo", name), _needs(_config("algo", name)))
+        yield ListedChoice(f"algo={name}", about("algo", name), _needs(_config("algo", name)))
 
 
-def addition_entries() -> Iterator[Entry]:
+def addition_entries() -> Iterator[ListedChoice]:
     """One entry per extension that no choice of ``algo=`` has.
 
     Raises:
@@ -85,7 +85,7 @@ def addition_entries() -> Iterator[Entry]:
     for declaration in extension.declarations():
         if declaration.name not in in_algorithms:
             word, config = _addition(declaration)
-            yield Entry(word, declaration.about, _needs(config))
+            yield ListedChoice(word, declaration.about, _needs(config))
 
 
 def _addition(declaration: Declaration) -> tuple[str, DictConfig]:
@@ -148,7 +148,7 @@ def _modes(config: DictConfig) -> list[str]:
     return ["our trainer modes" if modes == ours else f"trainer_mode {' or '.join(modes)}"]
 
 
-def _print(title: str, entries: list[Entry]) -> None:
+def _print(title: str, entries: list[ListedChoice]) -> None:
     table = Table("set", "what it does", "needs", title=title, title_justify="left")
     for entry in entries:
         table.add_row(escape(entry.word), escape(entry.about), escape("; ".join(entry.needs)))

@@ -65,7 +65,7 @@ def test_an_extension_of_another_package_without_a_choice_is_named_by_its_sectio
     )
     (mine,) = (entry for entry in algos.addition_entries() if "mine" in entry.word)
     modes = "trainer_mode colocate_async or separate_async or gsd_colocate_async or gsd_separate_async"
-    assert mine == algos.Entry("algorithm.gsd.mine", "Mine it.", ("a mine", modes))
+    assert mine == algos.ListedChoice("algorithm.gsd.mine", "Mine it.", ("a mine", modes))
 
 
 def test_an_installed_package_adds_its_algorithm(tmp_path):

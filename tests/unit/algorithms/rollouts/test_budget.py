@@ -249,11 +249,11 @@ SHAPED = {
         lambda p: np.outer([1 - p, p], [0.2, 0.8]).ravel(),
         (0.81, 1.04),
     ),
-    "share of 3 tests passed": ((0.0, 1 / 3, 2 / 3, 1.0), lambda p: tests_passed(p ** (1 / 3)), (0.89, 1.03)),
+    "share of 3 tests passed": ((0.0, 1 / 3, 2 / 3, 1.0), lambda p: chances_of_passing(p ** (1 / 3)), (0.89, 1.03)),
 }
 
 
-def tests_passed(rate):
+def chances_of_passing(rate):
     return np.array([math.comb(3, n) * rate**n * (1 - rate) ** (3 - n) for n in range(4)])
 
 
