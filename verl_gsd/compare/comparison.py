@@ -28,6 +28,8 @@ from verl_gsd.evaluation.intervals import (
 )
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
+#: A validation that is farther from a budget than this share of it says little about the accuracy there.
+_NEAR = 0.125
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class Comparison:
     @property
     def tests(self) -> int:
         return sum(row.p_adjusted is not None for row in self.rows)
+
+    @property
+    def unmeasured(self) -> dict[str, Curve]:
+        """Label -> a run without a validation near the largest budget, for labels that have one.
+
+        The accuracy of such a run is a point of a straight line between two distant validations. Learning curves are
+        no straight lines, so that a difference there can be one of the line alone.
+        """
+        budget = self.budgets[-1]
+        far = [curve for curve in self.curves if min(abs(tokens - budget) for tokens in curve.tokens) > _NEAR * budget]
+        return {curve.label: curve for curve in reversed(far)}
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

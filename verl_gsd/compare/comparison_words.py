@@ -12,6 +12,8 @@ from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS
 
 #: The verdict if neither the interval nor the test shows a difference.
 TIE = "no difference seen at 95%"
+#: The verdict if a run has no validation near the largest budget.
+NOT_MEASURED = "none: too few validations"
 _MISSING = "-"
 _SIGNIFICANCE = 0.05
 
@@ -38,6 +40,13 @@ def caveats(comparison: Comparison) -> list[str]:
         "validations' responses allows. Those of accuracies are cut at 0 and 1. One seed has no interval.",
         "Intervals are over training seeds. " + _validated_on(comparison),
     ]
+    for curve in comparison.unmeasured.values():
+        before, after = curve.around(comparison.budgets[-1])
+        sentences.append(
+            f"{curve.name} was not validated between {before:,} and {after:,} tokens, so that its accuracy at "
+            f"{comparison.budgets[-1]:,} tokens is a guess and there is no verdict on {curve.label}. Validate more "
+            "often (trainer.test_freq)."
+        )
     if comparison.tests:
         sentences.append(
             f"Comparisons with {comparison.baseline}: {comparison.tests}, one per method, only at the largest budget. "
@@ -108,7 +117,7 @@ def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "p over all methods (Holm)",
         "verdict",
     ]
-    rows = []
+    rows, unmeasured = [], comparison.unmeasured.keys()
     for row in comparison.rows:
         if row.label == comparison.baseline:
             continue
@@ -124,7 +133,7 @@ def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 f"{against.wins}, {against.ties}, {against.losses}",
                 f"{against.p_value:.3g}",
                 f"{row.p_adjusted:.3g}",
-                verdict(against, row.p_adjusted),
+                NOT_MEASURED if unmeasured & {row.label, comparison.baseline} else verdict(against, row.p_adjusted),
             ]
         )
     return header, rows

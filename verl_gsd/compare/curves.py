@@ -93,6 +93,15 @@ class Curve:
             )
         return math.nan if tokens < self.tokens[0] else float(np.interp(tokens, self.tokens, self.accuracy))
 
+    def around(self, tokens: float) -> tuple[int, int]:
+        """The tokens of the last validation up to ``tokens`` and of the first one from there on.
+
+        Both are the same if there is none on one side.
+        """
+        before = [value for value in self.tokens if value <= tokens] or [self.tokens[0]]
+        after = [value for value in self.tokens if value >= tokens] or [self.tokens[-1]]
+        return before[-1], after[0]
+
 
 def check_comparable(curves: Sequence[Curve]) -> None:
     """Check that all accuracies measure the same thing, and that curves of one label are seeds of one method.

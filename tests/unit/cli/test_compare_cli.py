@@ -27,7 +27,7 @@ def runs(tmp_path):
     """Two methods with two seeds each. hadw generates fewer tokens per step and learns more."""
     made = []
     for seed in (1, 2):
-        made.append(write_run(tmp_path / "grpo" / f"seed_{seed}", [10] * 4, {0: 0.0, 4: 0.4}, total=4))
+        made.append(write_run(tmp_path / "grpo" / f"seed_{seed}", [10] * 4, {0: 0.0, 2: 0.2, 4: 0.4}, total=4))
         made.append(write_run(tmp_path / "hadw" / f"seed_{seed}", [5] * 4, {0: 0.0, 4: 0.3 + seed / 10}, total=4))
     return made
 

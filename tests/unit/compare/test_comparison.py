@@ -374,3 +374,33 @@ def test_invalid_json_is_rejected(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"c\.json: "):
         read_curves(tmp_path / "c.json")
+
+
+def test_there_is_no_verdict_on_a_straight_line_between_two_distant_validations():
+    """Dynamic sampling generates more per step. Its line from 0 to 400 tokens says nothing about 100."""
+
+    def found(validations):
+        many = [
+            curve("many", seed, tokens, [0.4 + 0.2 * min(1.0, at / 100) for at in tokens])
+            for seed in range(1, 9)
+            for tokens in [(0, *validations, 400)]
+        ]
+        comparison = compare_curves([*(line("grpo", seed, 0.55 + seed / 1000) for seed in range(1, 9)), *many], "grpo")
+        _, ((*_, verdict),) = words.against_table(comparison)
+        return verdict, [text for text in words.caveats(comparison) if "trainer.test_freq" in text]
+
+    verdict, sentences = found([])
+    assert verdict == words.NOT_MEASURED
+    assert sentences == [
+        "many seed 1 was not validated between 0 and 400 tokens, so that its accuracy at 100 tokens is a guess and "
+        "there is no verdict on many. Validate more often (trainer.test_freq)."
+    ]
+    assert found([90, 120]) == ("better", [])
+    assert found([80, 120])[0] == words.NOT_MEASURED
+
+
+def test_a_baseline_without_validations_near_the_budget_allows_no_verdict():
+    sparse = [curve("grpo", seed, (0, 400), (0.4, 0.8)) for seed in (1, 2, 3)]
+    comparison = compare_curves([*sparse, *(line("other", seed, 0.5) for seed in (1, 2, 3))], "grpo")
+    _, ((*_, verdict),) = words.against_table(comparison)
+    assert verdict == words.NOT_MEASURED
