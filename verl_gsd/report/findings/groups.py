@@ -100,7 +100,8 @@ def _verdicts_of(kinds: _Kinds) -> str:
     if kinds.equal > 0:
         sentences.append(
             f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether "
-            "the responses were right, because their data source has no accuracies."
+            "the responses were right, because their data source has no accuracies, or all their accuracies are the "
+            "same number between 0 and 1."
         )
     return " ".join(sentences)
 
