@@ -64,19 +64,21 @@ def dump_rows(
             named the file itself.
         on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
             left out.
-        limit: number of bytes to read at most. ``on_incomplete`` is then called with the place of the first line that
-            was not read.
+        limit: number of bytes after which reading ends. The line that exceeds it is still read, so that its group is
+            known. ``on_incomplete`` is then called with the place of the first line that was not read.
 
     Raises:
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
         with open_regular(file, within=within) as content:
+            is_past_limit = False
             for number, line in enumerate(lines_of(content), start=1):
                 where = f"{file}, line {number} (the first is 1)"
-                if limit is not None and content.tell() > limit:
+                if is_past_limit:
                     on_incomplete(where)
                     return
+                is_past_limit = limit is not None and content.tell() > limit
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:

@@ -72,6 +72,17 @@ def test_no_more_bytes_are_read_than_the_limit_and_the_page_says_so(tmp_path, mo
     assert titles(section) == ["first"] and "step 2, read in part" in section.text[0]
 
 
+@pytest.mark.parametrize("lines", [5, 6, 7])
+def test_a_group_that_the_limit_cuts_is_left_out(tmp_path, monkeypatch, lines):
+    """Half of its responses, for example the wrong ones, would be shown as all of them."""
+    run = a_run(tmp_path)
+    file = rollouts(run, 2, {"first": MIXED, "second": [0.0, 0.0, 1.0, 1.0]})
+    content = file.read_bytes().splitlines(keepends=True)
+    assert len(content) == 8
+    monkeypatch.setattr(responses, "MOST_BYTES", len(b"".join(content[:lines])) - 1)
+    assert titles(shown(run)) == ["first"]
+
+
 def test_responses_outside_the_run_are_read_only_if_the_user_made_the_run(tmp_path):
     run = a_run(tmp_path / "run", rollout_data_dir=tmp_path / "elsewhere")
     rollouts(tmp_path, 2, {"a private prompt": MIXED}, folder="elsewhere")
