@@ -21,6 +21,7 @@ from verl_gsd.solve_rates.dumps import (
     dumps_in,
     group_of_row,
     is_of_policy,
+    rows_with_acc,
     session_of_uid,
 )
 from verl_gsd.solve_rates.tables import as_number
@@ -163,7 +164,7 @@ def _groups_of(file: Path, within: Path, unread: list[str], limit: int) -> list[
     texts: dict[str | int, tuple[str, str]] = {}
     unread_here: list[str] = []
     group: str | int | None = None
-    for where, row in dump_rows(file, within, unread_here.append, limit=limit):
+    for where, row in rows_with_acc(dump_rows(file, within, unread_here.append, limit=limit)):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
         if session is None:

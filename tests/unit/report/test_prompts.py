@@ -12,6 +12,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.report import responses
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.sections import prompts
+from verl_gsd.rundir import RunDirectory
 
 MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
 
@@ -81,6 +82,17 @@ def test_a_group_that_the_limit_cuts_is_left_out(tmp_path, monkeypatch, lines):
     assert len(content) == 8
     monkeypatch.setattr(responses, "MOST_BYTES", len(b"".join(content[:lines])) - 1)
     assert titles(shown(run)) == ["first"]
+
+
+def test_a_response_without_acc_counts_as_wrong_beside_one_that_has_it(tmp_path):
+    run = a_run(tmp_path)
+    file = rollouts(run, 2, {"some": [0.0, 1.0], "none": [0.0, 0.0]})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row | {"acc": 1.0 if row["score"] else None} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"trainer.default_local_dir": str(run), "trainer.rollout_data_dir": str(run / "rollouts")}
+    stored = responses.ResponseReader(RunDirectory(run), responses.unknown_origin).read(own, [2], [])
+    assert {group.prompt: group.values.tolist() for group in stored.groups} == {"some": [0, 1], "none": [0, 0]}
 
 
 def test_responses_outside_the_run_are_read_only_if_the_user_made_the_run(tmp_path):
