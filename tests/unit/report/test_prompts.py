@@ -250,6 +250,7 @@ def test_settings_that_differ_between_runs_are_listed(tmp_path):
     for name, rate in (("a", 0.1), ("b", 0.2)):
         run = a_run(tmp_path / name)
         keys = {"data__seed": 1, "actor__lr": rate, "trainer__experiment_name": name, "trainer__x_data_dir": name}
+        keys |= {f"rollout__trace__{key}": name for key in ("project_name", "experiment_name")}
         config(run, **keys, **({"reward__extra": True} if name == "b" else {}))
     metrics(tmp_path / "c", [(1, {"actor/entropy": 1.0})])
     sections = {s.name: s for s in build_sections(read_runs([tmp_path / name for name in "abc"]))}
