@@ -301,6 +301,16 @@ def test_the_headline_has_accuracy_silence_tokens_and_time(tmp_path):
     assert row.title == ""
 
 
+@pytest.mark.parametrize(
+    ("tokens", "amount"),
+    [(999_400, "999,400"), (999_600, "1 million"), (999_499_999, "999 million"), (999_500_001, "1 billion")],
+)
+def test_an_amount_is_rounded_before_its_word_is_chosen(tmp_path, tokens, amount):
+    records(tmp_path, 1, (group([1.0], tokens=tokens), "trained"))
+    (row,) = headline(tmp_path)
+    assert next(figure.value for figure in row.figures if figure.name == "tokens generated") == amount
+
+
 def test_the_headline_is_of_what_a_run_has(tmp_path):
     sources = {f"val-core/{name}/acc/mean@1": value for name, value in (("a", 0.2), ("b", 0.6))}
     metrics(tmp_path / "two", [(step, sources | {"timing_s/step": 20.0}) for step in (1, 2, 3)])
