@@ -27,9 +27,11 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
     RecordColumn(
         "kind",
         "string",
-        "`all_right` or `all_wrong` if all responses of the visit have the same accuracy, else `mixed`. If the data "
-        "source has no accuracies: `equal` if all responses have the same `acc`, or the same reward if one has no "
-        "`acc`, else `mixed`. Nothing tells then whether equal responses are right. Null without responses.",
+        "`all_right` if all responses of the visit have the accuracy 1, `all_wrong` if all have 0, `equal` if all have "
+        "the same between 0 and 1, else `mixed`. If the data source has no accuracies: `equal` if all responses have "
+        "the same `acc`, or the same reward if one has no `acc`, else `mixed`. Nothing tells then whether equal "
+        "responses are right. Null without responses. In files of older versions, `all_right` can be any equal "
+        "accuracy above 0.5, and `all_wrong` any other.",
     ),
     RecordColumn(
         "silent",

@@ -298,7 +298,8 @@ def with_valid_accuracies(table: pa.Table) -> pa.Table:
       0, and ``silent_predicted`` becomes null.
     - If the source has accuracies, responses without an ``acc`` count as wrong, in ``total``, ``partial`` and ``kind``.
       Files of version 6 and older do not tell them from responses of an earlier visit, and stay as they are.
-    - Without accuracies, ``kind`` is ``equal`` instead of ``all_right`` or ``all_wrong``.
+    - Without accuracies, and with equal accuracies between 0 and 1 (``is_graded``), ``kind`` is ``equal`` instead of
+      ``all_right`` or ``all_wrong``.
     - ``without_acc`` is filled where it is null, because an older version wrote the file.
 
     Args:
@@ -318,7 +319,7 @@ def with_valid_accuracies(table: pa.Table) -> pa.Table:
     table = _with_values(table, "total", own, is_incomplete)
     table = _with_values(table, "partial", 0.0, is_incomplete & np.isnan(partial) & (total == 0))
     claims = pc.is_in(table["kind"], value_set=pa.array(["all_right", "all_wrong"])).to_numpy()
-    return _with_values(table, "kind", "equal", claims & (float_column(table, "total") == 0))
+    return _with_values(table, "kind", "equal", claims & ((float_column(table, "total") == 0) | is_graded(table)))
 
 
 def _sources(table: pa.Table, where: np.ndarray) -> list[str]:
@@ -409,9 +410,10 @@ def _kind(group: Group, rated: Collection[str]) -> str | None:
 
     Verdicts are the accuracies of the visit (``valid_accuracies``). If the group's source has none, they are the
     verifier's values of ``acc``, whatever their range. If a response lacks one, or all are of an earlier visit, the
-    verdicts are the rewards. Equal verdicts that are no accuracies are ``equal``: nothing tells whether the responses
-    are right. A reward of 0.1 can be a bonus for the format of a wrong response, and no threshold is right for all
-    reward functions and for a step in which no response is right.
+    verdicts are the rewards. A group is ``all_right`` if all accuracies are 1, and ``all_wrong`` if all are 0. Other
+    equal verdicts are ``equal``: nothing tells whether the responses are right. A reward of 0.1 can be a bonus for the
+    format of a wrong response, 0.6 can be the share of tests that each response passed, and no threshold is right for
+    all reward functions and for a step in which no response is right.
     """
     if not len(group.rewards):
         return None
@@ -422,7 +424,7 @@ def _kind(group: Group, rated: Collection[str]) -> str | None:
         return "mixed"
     if not len(accuracies):
         return "equal"
-    return "all_right" if accuracies.mean() > 0.5 else "all_wrong"
+    return {1.0: "all_right", 0.0: "all_wrong"}.get(float(accuracies[0]), "equal")
 
 
 def write_step(run: Path, table: pa.Table, *, step: int, attempt: int) -> Path:

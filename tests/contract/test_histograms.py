@@ -60,7 +60,7 @@ def test_a_row_says_what_is_known_of_a_prompt_and_what_became_of_its_group():
     prompts.observe(("arithmetic", 0), 2, 4, step=3)
     rows = prompt_rows(step_of(GROUPS), prompts, 3, prior=(1.0, 3.0))
     assert rows[0] == ("arithmetic", 0, 2, pytest.approx((1 + 2 + 2) / (4 + 4 + 2)), "mixed", "trained")
-    assert rows[1] == (NASTY, 1, 0, 0.25, "all_right", "filtered")
+    assert rows[1] == (NASTY, 1, 0, None, "all_right", "filtered"), "no prior that looks like a solve rate"
     assert rows[2][4] is None, "a group without responses has no kind"
     prompts.leave_out(NASTY)
     rows = prompt_rows(step_of(GROUPS), prompts, 3, prior=(1.0, 3.0))
@@ -143,7 +143,7 @@ def test_wandb_has_them_beside_the_numbers_of_their_steps(tracked):
     assert table["columns"] == ["data_source", "index", "visits", "solve_rate", "kind", "fate"]
     assert table["data"][:2] == [
         ["arithmetic", 0, 3, 0.5, "mixed", "trained"],
-        [NASTY, 1, 0, 0.5, "all_right", "filtered"],
+        [NASTY, 1, 0, None, "all_right", "filtered"],
     ]
 
 

@@ -98,6 +98,10 @@ def test_figures_of_a_group(alpha):
         ([-1, -1.3], [-1, -1], "equal", False),
         ([1, -0.9], [1, 1], "all_right", False),
         ([1.2, 1.2], None, "equal", True),
+        ([0.6, 0.6], None, "equal", True),  # no response passes all tests, and none fails all
+        ([0.1, 0.1], None, "equal", True),
+        ([0.6, 0.4], [0.6, 0.6], "equal", False),
+        ([0.6, 0.4], None, "mixed", False),
     ],
 )
 def test_kinds_go_by_verdicts_and_silence_by_rewards(rewards, accuracies, kind, silent):
@@ -218,7 +222,22 @@ def test_shares_of_right_and_wrong_groups_exist_only_with_accuracies():
     metrics = group_metrics(unrated)
     assert metrics["group/frac_mixed"] == 0 and metrics["group/frac_equal"] == 1
     assert "group/frac_all_correct" not in metrics and "group/frac_all_wrong" not in metrics
-    assert "group/frac_equal" not in group_metrics(rows((group([1, 1]), "trained")))
+    assert "group/frac_equal" not in group_metrics(rows((group([1, 1]), "trained"), (group([0, 1]), "trained")))
+
+
+def test_equal_partial_credit_is_neither_right_nor_wrong():
+    """A verifier that returns the share of tests passed. No response has passed more than 60% of them."""
+    left = [group(values) for values in ([0.6] * 8, [0.4] * 8, [1.0] * 8, [0.0] * 8)]
+    table = rows(*((one, "trained") for one in left))
+    kinds = ["equal", "equal", "all_right", "all_wrong"]
+    assert table["kind"].to_pylist() == kinds
+    metrics = group_metrics(table)
+    assert [metrics[f"group/frac_{name}"] for name in ("equal", "all_correct", "all_wrong")] == [0.5, 0.25, 0.25]
+    claimed = pa.array(["all_right", "all_wrong", "all_right", "all_wrong"])
+    older = table.set_column(table.schema.get_field_index("kind"), "kind", claimed)
+    assert with_valid_accuracies(older)["kind"].to_pylist() == kinds
+    oldest = older.set_column(table.schema.get_field_index("partial"), "partial", pa.nulls(4, pa.float64()))
+    assert with_valid_accuracies(oldest)["kind"].to_pylist() == kinds, "a sum that all or none would not have"
 
 
 def older_rows(*groups):

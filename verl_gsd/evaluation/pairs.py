@@ -21,7 +21,7 @@ from verl_gsd.preparation import cells
 from verl_gsd.row_table import SUFFIXES, read_row_table
 from verl_gsd.run.trust import distrust
 from verl_gsd.rundir import RunDirectory
-from verl_gsd.solve_rates.dumps import DUMP_KEYS, dump_rows, dumps_in, is_of_policy, session_of_uid
+from verl_gsd.solve_rates.dumps import DUMP_KEYS, dump_rows, dumps_in, is_of_policy, rows_with_acc, session_of_uid
 from verl_gsd.solve_rates.tables import as_number
 from verl_gsd.tasks import maths
 from verl_gsd.tasks.answers import final_answer
@@ -196,7 +196,8 @@ def _pairs_of_dump(file: Path, within: Path | None, on_note: Callable[[str], Non
     pairs: dict[str, Pair] = {}  # by session; a later output of a session replaces the earlier one
     place = f"{file.parent.name}/{file.name}"
     not_of_policy = 0
-    for where, row in dump_rows(file, within, lambda place: on_note(f"{place} is incomplete and was left out.")):
+    rows = dump_rows(file, within, lambda place: on_note(f"{place} is incomplete and was left out."))
+    for where, row in rows_with_acc(rows):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
         if session is None:

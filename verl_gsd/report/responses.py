@@ -21,11 +21,12 @@ from verl_gsd.solve_rates.dumps import (
     dumps_in,
     group_of_row,
     is_of_policy,
+    rows_with_acc,
     session_of_uid,
 )
 from verl_gsd.solve_rates.tables import as_number
 
-#: Number of bytes of dumps that are read at most.
+#: Number of bytes of dumps after which no more is read.
 MOST_BYTES = 32 << 20
 #: Number of the newest dumps that are read.
 MOST_STEPS = 4
@@ -161,14 +162,21 @@ def _read(files: Sequence[Path], within: Path, skipped: list[str]) -> StoredGrou
 def _groups_of(file: Path, within: Path, unread: list[str], limit: int) -> list[StoredGroup]:
     responses: dict[str | int, dict[str, tuple[float, str]]] = {}  # by group and session: its last output
     texts: dict[str | int, tuple[str, str]] = {}
-    for where, row in dump_rows(file, within, unread.append, limit=limit):
+    unread_here: list[str] = []
+    group: str | int | None = None
+    for where, row in rows_with_acc(dump_rows(file, within, unread_here.append, limit=limit)):
         uid = row.get("uid")
         session = session_of_uid(uid) if isinstance(uid, str) else where
-        if session is None or not is_of_policy(row):
+        if session is None:
             continue
         group = group_of_row(row)
+        if not is_of_policy(row):
+            continue
         texts.setdefault(group, (_text(row.get("input")), _text(row.get("gts"))))
         responses.setdefault(group, {})[session] = _value(row), _text(row.get("output"))
+    if unread_here and group is not None:
+        responses.pop(group, None)  # more of its responses can be in what was not read
+    unread += unread_here
     return [
         StoredGroup(int(file.stem), *texts[group], tuple(of_group.values())) for group, of_group in responses.items()
     ]

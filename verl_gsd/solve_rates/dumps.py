@@ -64,19 +64,21 @@ def dump_rows(
             named the file itself.
         on_incomplete: called with the place of the last line if its writer was killed while it wrote it. The line is
             left out.
-        limit: number of bytes to read at most. ``on_incomplete`` is then called with the place of the first line that
-            was not read.
+        limit: number of bytes after which reading ends. The line that exceeds it is still read, so that its group is
+            known. ``on_incomplete`` is then called with the place of the first line that was not read.
 
     Raises:
         ValueError: the file cannot be read, or a line is no JSON object. The message names the line.
     """
     try:
         with open_regular(file, within=within) as content:
+            is_past_limit = False
             for number, line in enumerate(lines_of(content), start=1):
                 where = f"{file}, line {number} (the first is 1)"
-                if limit is not None and content.tell() > limit:
+                if is_past_limit:
                     on_incomplete(where)
                     return
+                is_past_limit = limit is not None and content.tell() > limit
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
@@ -89,6 +91,39 @@ def dump_rows(
                 yield where, row
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def rows_with_acc(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of ``dump_rows``, with ``acc`` 0 for responses of the policy that count as wrong.
+
+    verl dumps ``acc: null`` for a response for which the reward function returned none, while it did for others. Many
+    functions do that if they find no answer. Such a response counts as wrong if another row of the dump has an ``acc``,
+    as in the records of a run (``records.valid_accuracies``). Rows do not name their data source, and one whose
+    rewards come from a model has no ``acc`` at all. A response with a score above 0 therefore stays without one.
+
+    Rows are held back from the first such response to the first row with an ``acc``.
+    """
+    waiting: list[tuple[str, dict[str, Any]]] = []
+    has_acc = False
+    for where, row in rows:
+        has_acc |= not _is_missing(row.get("acc"))
+        waiting.append((where, row))
+        if has_acc or not _is_wrong_without_acc(waiting[0][1]):
+            yield from ((place, _with_acc(held, has_acc)) for place, held in waiting)
+            waiting.clear()
+    yield from waiting
+
+
+def _with_acc(row: dict[str, Any], has_acc: bool) -> dict[str, Any]:
+    return row | {"acc": 0.0} if has_acc and _is_wrong_without_acc(row) else row
+
+
+def _is_wrong_without_acc(row: Mapping[str, Any]) -> bool:
+    return "acc" in row and _is_missing(row["acc"]) and _score(row) <= 0 and is_of_policy(row)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def read_dumps(path: Path, files: list[Path], field: str | None) -> SolveRates:
@@ -135,7 +170,7 @@ class _DumpReader:
         sessions: set[str] = set()  # a session with several outputs has one line for each, all with the same score
         is_marked = False
         within = None if file == self._path else self._path
-        for where, row in dump_rows(file, within, self._skip_line):
+        for where, row in rows_with_acc(dump_rows(file, within, self._skip_line)):
             uid = row.get("uid")
             if isinstance(uid, str):
                 session = session_of_uid(uid)
@@ -262,7 +297,7 @@ def _seem_added_to(sessions: Iterable[str]) -> bool:
     return 2 * sum(gaps) > len(gaps)
 
 
-def _score(row: dict[str, Any]) -> float:
+def _score(row: Mapping[str, Any]) -> float:
     try:
         return as_number(row.get("score"))
     except ValueError:

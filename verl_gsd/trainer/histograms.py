@@ -88,7 +88,8 @@ def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[f
     """One row of ``COLUMNS`` per group of the step; if there are more than ``TABLE_ROWS``, evenly spaced groups.
 
     Visits and solve rates come from the memory ``prompts`` at ``step``. The solve rate is the posterior mean under the
-    prior Beta(a, b): (a + correct) / (a + b + total). It is None for data sources without accuracies.
+    prior Beta(a, b): (a + correct) / (a + b + total). It is None for prompts of which the memory has no
+    accuracies.
     """
     chosen = np.unique(np.linspace(0, len(table) - 1, min(TABLE_ROWS, len(table))).astype(int))
     entries = table.take(chosen).to_pylist()
@@ -97,8 +98,8 @@ def prompt_rows(table: pa.Table, prompts: PromptStore, step: int, prior: tuple[f
     correct, total = prompts.recent(keys, step)
     rate = (prior[0] + correct) / (sum(prior) + total)
     return [
-        (source, index, int(seen), None if source in prompts.unrated else float(solved), entry["kind"], entry["fate"])
-        for entry, (source, index), seen, solved in zip(entries, keys, visits, rate, strict=True)
+        (source, index, int(seen), float(solved) if rated > 0 else None, entry["kind"], entry["fate"])
+        for entry, (source, index), seen, solved, rated in zip(entries, keys, visits, rate, total, strict=True)
     ]
 
 

@@ -66,7 +66,7 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
 
         - ``group/frac_{mixed,all_correct,all_wrong,equal}``: shares of groups, by the verifier's verdicts (``kind``).
           ``all_correct`` and ``all_wrong`` are absent if no data source of the step has accuracies, and ``equal`` if
-          all have.
+          all have and no group is equal.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
         - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``records.is_silent``).
         - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
@@ -109,7 +109,7 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     is_rated = table["total"].to_numpy() > 0
     names = {"mixed": "mixed"}
     names |= {"all_right": "all_correct", "all_wrong": "all_wrong"} if is_rated.any() else {}
-    names |= {} if is_rated.all() else {"equal": "equal"}
+    names |= {} if (is_rated & (kind != "equal")).all() else {"equal": "equal"}
     for kind_name, name in names.items():
         metrics[f"group/frac_{name}"] = float((kind == kind_name).mean())
     metrics["group/std/mean"] = float(std.mean())

@@ -187,6 +187,14 @@ def test_what_a_run_rewarded_is_compared_with_its_verdicts(tmp_path, monkeypatch
         assert ("default of verl" in text) == (source == run)
 
 
+def test_a_response_without_acc_was_counted_as_wrong_if_another_of_its_dump_has_one(tmp_path):
+    accuracies = {"a_0_0": (None, 0.0), "a_1_0": (1.0, 1.0), "a_2_0": (None, -1.0), "a_3_0": (None, 0.5)}
+    rows = [dumped("7", "7", uid, acc=acc, score=score) for uid, (acc, score) in accuracies.items()]
+    lines_in(tmp_path / "1.jsonl", rows)
+    pairs = read_pairs(tmp_path, PairColumns(), pytest.fail)
+    assert [pair.rewarded for pair in pairs] == [False, True, False, None]
+
+
 def test_responses_that_the_policy_did_not_generate_in_the_step_are_left_out(tmp_path):
     rows = [
         dumped(r"\boxed{5}", "5", "a_0_0", gsd_origin="policy"),

@@ -12,6 +12,7 @@ from verl_gsd.cli.main import app
 from verl_gsd.report import responses
 from verl_gsd.report.build import build_sections, read_runs
 from verl_gsd.report.sections import prompts
+from verl_gsd.rundir import RunDirectory
 
 MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
 
@@ -70,6 +71,28 @@ def test_no_more_bytes_are_read_than_the_limit_and_the_page_says_so(tmp_path, mo
     monkeypatch.setattr(responses, "MOST_BYTES", file.stat().st_size // 2)
     section = shown(run)
     assert titles(section) == ["first"] and "step 2, read in part" in section.text[0]
+
+
+@pytest.mark.parametrize("lines", [5, 6, 7])
+def test_a_group_that_the_limit_cuts_is_left_out(tmp_path, monkeypatch, lines):
+    """Half of its responses, for example the wrong ones, would be shown as all of them."""
+    run = a_run(tmp_path)
+    file = rollouts(run, 2, {"first": MIXED, "second": [0.0, 0.0, 1.0, 1.0]})
+    content = file.read_bytes().splitlines(keepends=True)
+    assert len(content) == 8
+    monkeypatch.setattr(responses, "MOST_BYTES", len(b"".join(content[:lines])) - 1)
+    assert titles(shown(run)) == ["first"]
+
+
+def test_a_response_without_acc_counts_as_wrong_beside_one_that_has_it(tmp_path):
+    run = a_run(tmp_path)
+    file = rollouts(run, 2, {"some": [0.0, 1.0], "none": [0.0, 0.0]})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row | {"acc": 1.0 if row["score"] else None} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"trainer.default_local_dir": str(run), "trainer.rollout_data_dir": str(run / "rollouts")}
+    stored = responses.ResponseReader(RunDirectory(run), responses.unknown_origin).read(own, [2], [])
+    assert {group.prompt: group.values.tolist() for group in stored.groups} == {"some": [0, 1], "none": [0, 0]}
 
 
 def test_responses_outside_the_run_are_read_only_if_the_user_made_the_run(tmp_path):
@@ -227,6 +250,7 @@ def test_settings_that_differ_between_runs_are_listed(tmp_path):
     for name, rate in (("a", 0.1), ("b", 0.2)):
         run = a_run(tmp_path / name)
         keys = {"data__seed": 1, "actor__lr": rate, "trainer__experiment_name": name, "trainer__x_data_dir": name}
+        keys |= {f"rollout__trace__{key}": name for key in ("project_name", "experiment_name")}
         config(run, **keys, **({"reward__extra": True} if name == "b" else {}))
     metrics(tmp_path / "c", [(1, {"actor/entropy": 1.0})])
     sections = {s.name: s for s in build_sections(read_runs([tmp_path / name for name in "abc"]))}
@@ -275,6 +299,16 @@ def test_the_headline_has_accuracy_silence_tokens_and_time(tmp_path):
         ("time", "3.0 hours", "2 training steps"),
     ]
     assert row.title == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "amount"),
+    [(999_400, "999,400"), (999_600, "1 million"), (999_499_999, "999 million"), (999_500_001, "1 billion")],
+)
+def test_an_amount_is_rounded_before_its_word_is_chosen(tmp_path, tokens, amount):
+    records(tmp_path, 1, (group([1.0], tokens=tokens), "trained"))
+    (row,) = headline(tmp_path)
+    assert next(figure.value for figure in row.figures if figure.name == "tokens generated") == amount
 
 
 def test_the_headline_is_of_what_a_run_has(tmp_path):

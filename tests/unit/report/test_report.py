@@ -678,6 +678,15 @@ def test_smoothing_keeps_straight_lines_and_their_ends_and_removes_noise():
     assert smoothed(x[:8], noisy[:8]).tolist() == noisy[:8].tolist()
 
 
+@pytest.mark.parametrize(("steps", "is_smoothed"), [(40, False), (41, True)])
+def test_the_page_tells_of_smoothed_lines_only_if_it_has_some(tmp_path, steps, is_smoothed):
+    """The validation before training, step 0, is no point of a line."""
+    lines = [(step, {"actor/entropy": 1.0 + step % 2}) for step in range(1, steps + 1)]
+    metrics(tmp_path, [(0, {"validation": 1, "val-core/math/acc/mean@1": 0.2}), *lines])
+    (section,) = (section for section in build_sections(read_runs([tmp_path])) if section.name == "runs")
+    assert any("smoothed" in text for text in section.text) == is_smoothed
+
+
 def test_a_line_of_many_points_is_pale_under_a_smoothed_one(tmp_path):
     values = [1.0, 0.0] * 30
     noisy = lines_of(tmp_path / "long", values)

@@ -559,7 +559,13 @@ def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, 
     [
         ({"all_wrong": 0.1, "all_right": 0.5}, ["all right in 50%", "solves most"], ["nothing tells"]),
         ({"all_wrong": 0.5, "all_right": 0.1}, ["wrong in 50%"], ["solves most", "nothing tells"]),
-        ({"all_wrong": 0, "all_right": 0, "equal": 0.6}, ["In 60%", "nothing tells"], ["all right", "solves most"]),
+        ({"all_wrong": 0.36, "all_right": 0.4}, ["all right in 40%"], ["solves most", "Harder"]),
+        ({"all_wrong": 0.1, "all_right": 0.41, "equal": 0.1}, ["all right in 41%", "solves most"], []),
+        (
+            {"all_wrong": 0, "all_right": 0, "equal": 0.6},
+            ["In 60%", "nothing tells", "has no accuracies, or all their accuracies are the same number between"],
+            ["all right", "solves most"],
+        ),
         ({"all_wrong": 0.1, "all_right": 0.2, "equal": 0.3}, ["right in 20%", "In 30%"], ["solves most"]),
     ],
 )

@@ -139,6 +139,32 @@ def test_equal_texts_with_different_answers_are_different_prompts(tmp_path):
     assert read_solve_rates(tmp_path / "dumps").correct.tolist() == [1, 0]
 
 
+def dump_with_acc(folder, step, *lines):
+    """Write a dump: (prompt's text, score, acc) per line."""
+    path = dump(folder, step, *((text, f"{text}_{place}_0", score) for place, (text, score, _) in enumerate(lines)))
+    rows = [
+        json.loads(line) | {"acc": acc} for line, (*_, acc) in zip(path.read_text().splitlines(), lines, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_response_without_acc_counts_as_wrong_if_another_of_its_dump_has_one(tmp_path):
+    """A reward function that returns no acc if it finds no answer. Without these, solve rates would be too high."""
+    lines = [("one", 0.0, None), ("two", -1.0, None), ("one", 1.0, 1.0), ("one", 0.0, None), ("two", 0.0, float("nan"))]
+    rates = read_solve_rates(dump_with_acc(tmp_path / "dumps", 1, *lines).parent)
+    assert rates.correct.tolist() == [1, 0] and rates.total.tolist() == [3, 2] and rates.skipped == ()
+
+
+def test_a_response_without_acc_stays_without_a_verdict_if_its_source_may_have_none(tmp_path):
+    """A score above 0 can be that of a reward model. Of a dump without any acc, nothing is known."""
+    dump_with_acc(tmp_path / "dumps", 1, ("one", 1.0, 1.0), ("two", 0.7, None), ("one", 0.0, None))
+    dump_with_acc(tmp_path / "dumps", 2, ("two", 0.0, None), ("two", -0.3, None))
+    rates = read_solve_rates(tmp_path / "dumps")
+    assert rates.correct.tolist() == [1] and rates.total.tolist() == [2]
+    assert "3 responses without a acc" in rates.skipped[0]
+
+
 def test_a_validation_dump_has_verdicts_in_addition_to_rewards(tmp_path):
     path = dump(tmp_path / "dumps", 1, ("one", "u_0_0", -1.0), ("one", "u_1_0", 2.5), acc=True)
     assert read_solve_rates(path.parent).correct.tolist() == [2]

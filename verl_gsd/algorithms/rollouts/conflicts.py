@@ -23,6 +23,14 @@ BUDGET_CONFLICTS = (
         "verl then updates on parts of a step, whose numbers of rollouts differ",
         "Set trainer.v1.sync.parameter_sync_step=1, or budget=uniform.",
     ),
+    Conflict(
+        "algorithm.use_kl_in_reward=true",
+        "the weights that give prompts equal parts in the update follow from the recorded rewards, which lack the KL "
+        "penalty. The parts would depend on the sizes of groups for every alpha but 0",
+        "Set algorithm.use_kl_in_reward=false, budget=uniform, or algorithm.gsd.alpha=0. To keep a KL term, set "
+        "actor_rollout_ref.actor.use_kl_loss=true.",
+        when="algorithm.gsd.alpha!=0",
+    ),
 )
 
 SAMPLER_CONFLICTS = (

@@ -80,7 +80,8 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         if is_filtered
         else "These groups take up space in the batch."
     )
-    are_mostly_right = all(kinds.right > kinds.wrong + np.nan_to_num(kinds.equal) for kinds in found)
+    # A small majority would advise harder data to a run with nearly as many prompts that the policy never solves.
+    are_mostly_right = all(kinds.right > 2 * (kinds.wrong + np.nan_to_num(kinds.equal)) for kinds in found)
     advice = " The policy solves most of these prompts. Harder prompts help most." if are_mostly_right else ""
     yield Finding(
         f"{percent(found[0].silent)} of the groups{found[0].of} are silent",
@@ -100,7 +101,8 @@ def _verdicts_of(kinds: _Kinds) -> str:
     if kinds.equal > 0:
         sentences.append(
             f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether "
-            "the responses were right, because their data source has no accuracies."
+            "the responses were right, because their data source has no accuracies, or all their accuracies are the "
+            "same number between 0 and 1."
         )
     return " ".join(sentences)
 

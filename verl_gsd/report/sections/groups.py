@@ -96,7 +96,8 @@ def silence(views: Views) -> Section | None:
     if has_equal:
         text.append(
             "Groups of data sources without accuracies are equal instead of all right or all wrong, because nothing "
-            "tells whether their responses are right. Return acc from the reward function to see it."
+            "tells whether their responses are right. Return acc from the reward function to see it. Groups are equal, "
+            "too, if all their accuracies are the same number between 0 and 1, such as the share of tests passed."
         )
     if len(views) == 1:
         layers = {"all wrong": ("all_wrong", KINDS["all_wrong"]), "all right": ("all_right", KINDS["all_right"])}
@@ -116,7 +117,7 @@ def silence(views: Views) -> Section | None:
         ]
         if has_equal:
             equal = line_chart(tables, {"equal": "equal"}, _OF_GROUPS, SHARE)
-            kinds.append(("equal", "Equal, without accuracies", equal))
+            kinds.append(("equal", "Equal, neither all right nor all wrong", equal))
     seen = {"observed": "seen_silent", "predicted": "seen_predicted"}
     if not has_nonzero(views, "seen_predicted"):  # older versions have predictions in the metrics, not in the records
         seen = {"observed": "group/silent/observed", "predicted": "group/silent/predicted"}

@@ -70,9 +70,10 @@ def _amounts(table: Columns) -> list[KeyFigure]:
 
 def _amount(number: float) -> str:
     """A number of three digits with a word from a million on."""
+    rounded = float(f"{number:.3g}")  # before the choice of the word: 999.9 million are 1 billion
     for size, word in _UNITS:
-        if number >= size:
-            return f"{number / size:.3g} {word}"
+        if rounded >= size:
+            return f"{rounded / size:.3g} {word}"
     return f"{number:,.0f}"
 
 

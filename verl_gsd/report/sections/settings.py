@@ -10,8 +10,9 @@ from verl_gsd.secret_patterns import SECRET_NAME, SECRET_VALUE
 
 #: Maximum number of settings in the table, and of characters of a value.
 MOST_SETTINGS, _MOST_CHARACTERS = 40, 80
-#: Keys that name a run or its files, which are not settings, and the environment, which can have secrets.
-_NAMES = ("trainer.default_local_dir", "trainer.experiment_name", "trainer.project_name")
+#: Last parts of keys that name a run or its files, which are not settings, and the environment, which can have secrets.
+#: verl's config has the run's names in several sections.
+_NAMES = ("experiment_name", "project_name")
 _FOLDERS, _ENVIRONMENT = ("_data_dir", "_local_dir", "_hdfs_dir"), ".env_vars."
 _ABSENT = object()
 
@@ -37,7 +38,7 @@ def settings_section(views: Views) -> Section | None:
 
 
 def _is_setting(key: str) -> bool:
-    return key not in _NAMES and not key.endswith(_FOLDERS) and _ENVIRONMENT not in key
+    return key.rpartition(".")[2] not in _NAMES and not key.endswith(_FOLDERS) and _ENVIRONMENT not in key
 
 
 def _shown(key: str, value: Any) -> str:

@@ -103,7 +103,7 @@ def runs_section(views: Views) -> Section:
     """A table with one row per run."""
     header = ("run", "steps", "attempts", "groups", "rollouts", "tokens", "silent", "accuracy of rollouts", "held out")
     table = Table(header, [_row(name, view) for name, view in views.items()])
-    is_smoothed = any(len(view.table["step"]) > MAX_DOTS for view in views.values())
+    is_smoothed = any((view.table["step"] > 0).sum() > MAX_DOTS for view in views.values())
     text = "In charts over steps, pale lines have the values and strong lines are smoothed."
     return Section("runs", "Runs", [text] if is_smoothed else [], table=table)
 

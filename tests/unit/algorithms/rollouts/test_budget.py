@@ -625,6 +625,10 @@ def test_mistakes_in_the_section_are_named(section, message):
         ([f"{BUDGET}.maximum=0"], [r"budget\.maximum=0 with actor_rollout_ref\.rollout\.n"]),
         ([f"{BUDGET}.minimum=8"], [r"budget\.minimum=8 with actor_rollout_ref\.rollout\.n=8: "]),
         ([f"{BUDGET}.maximum=8"], [r"budget\.maximum=8 with actor_rollout_ref\.rollout\.n=8: "]),
+        (
+            ["algorithm.use_kl_in_reward=true", "algorithm.gsd.alpha=0.5"],
+            [r"use_kl_in_reward=true: .*lack the KL penalty.*=false, budget=uniform, or algorithm\.gsd\.alpha=0\."],
+        ),
         (["trainer.v1.trainer_mode=sync"], [r"trainer_mode=sync: .*trainer_mode=gsd_sync"]),
         (
             [

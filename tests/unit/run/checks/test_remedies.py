@@ -459,6 +459,15 @@ CASES = [
         [f"{BUDGET}.half_life=7", f"~{SAMPLER}.half_life"],
     ),
     (
+        "budget=adaptive algorithm.use_kl_in_reward=true",
+        "algorithm.gsd.budget does not work with it",
+        [
+            f"algorithm.use_kl_in_reward=false {ACTOR}.use_kl_loss=true",
+            "budget=uniform",
+            f"{GSD}.alpha=0",
+        ],
+    ),
+    (
         "budget=adaptive trainer.total_epochs=1",
         "all prompts get the same number",
         ["trainer.total_epochs=2", "budget=uniform"],
