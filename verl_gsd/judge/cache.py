@@ -250,8 +250,8 @@ def _journal_mode(path: Path) -> str:
 
 
 def _is_trusted(path: Path) -> bool:
-    named = os.environ.get(TRUSTED)
-    return bool(named) and Path(named).expanduser().resolve() == path.resolve()
+    named = os.environ.get(TRUSTED, "")
+    return named != "" and Path(named).expanduser().resolve() == path.resolve()
 
 
 def _check_owner(path: Path) -> None:
