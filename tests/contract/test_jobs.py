@@ -21,6 +21,7 @@ import typer
 import yaml
 from aiohttp import web
 from canaries import CANARIES, canaries_in, files_with_a_canary
+from hostile_server import HostileServer, http
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 from running import verl_gsd
@@ -363,6 +364,20 @@ def test_a_proxy_learns_only_the_host_of_a_request_over_https(proxy):
     assert done.returncode == 2 and "no job server answers there" in re.sub(r"\s+", " ", done.stderr)
     assert proxy and all(request == "CONNECT head.invalid:8265 HTTP/1.0" for request, _ in proxy)
     assert not any("c" * 64 in headers for _, headers in proxy)
+
+
+def test_a_password_of_netrc_does_not_replace_the_token(tmp_path, monkeypatch):
+    """Also not after a redirect. Another server then receives neither of them."""
+    (tmp_path / "netrc").write_text("default login me password SECRET\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with (
+        HostileServer(http(200, b"{}")) as other,
+        HostileServer(http(302, b"", "Location: /b"), http(302, b"", f"Location: {other.url}/c")) as server,
+        checked_connections.session(lambda *_: None) as session,
+    ):
+        assert session.get(f"{server.url}/a", headers={"Authorization": "Bearer TOKEN"}, timeout=60).ok
+    sent = [re.findall(r"(?im)^authorization: (.*?)\r?$", head) for head in server.headers + other.headers]
+    assert sent == [["Bearer TOKEN"], ["Bearer TOKEN"], []]
 
 
 def test_our_requests_are_those_of_rays_client(monkeypatch):

@@ -176,6 +176,7 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
     from verl_gsd.run.launch import require_unused
     from verl_gsd.run.sizing import apply_sizing
     from verl_gsd.run.trust import check_checkpoint, check_folder
+    from verl_gsd.run.written_folders import fix_written_folders
     from verl_gsd.rundir import RunDirectory
 
     line = given = compose.parse_line(words)
@@ -202,6 +203,7 @@ def _compose_unresolved(words: list[str]) -> tuple[Line, DictConfig]:
         raise ConfigError(f"trust={line.trust}: the run's folder {folder} is not in it. Set trust={folder}.")
     with open_dict(config):
         config.trainer.default_local_dir = str(real)
+        fix_written_folders(config, real, line.trust)
         if line.resume is None:
             require_unused(RunDirectory(real))
             if (named := checkpoint_to_resume(config)) is not None:

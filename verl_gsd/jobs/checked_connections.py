@@ -22,11 +22,26 @@ def session(check: Check) -> requests.Session:
     """A session that applies ``check`` to connections of http:// URLs, and uses no proxy for them.
 
     A proxy, which an environment variable such as http_proxy names, would receive the token. With https:// it only
-    passes on what it cannot read, and the server's certificate says who receives the token.
+    passes on what it cannot read, and the server's certificate says who receives the token. A password of ~/.netrc
+    does not replace the token.
     """
-    new = requests.Session()
+    new = _Session()
     new.mount("http://", _CheckedAdapter(check))
     return new
+
+
+class _Session(requests.Session):
+    """A session that sends the caller's Authorization header, and nothing of ~/.netrc."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auth = lambda request: request  # requests reads ~/.netrc only if there is no auth
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """As requests does after a redirect, without ~/.netrc: another server does not get the header."""
+        assert response.request.url is not None and prepared_request.url is not None
+        if self.should_strip_auth(response.request.url, prepared_request.url):
+            prepared_request.headers.pop("Authorization", None)
 
 
 class _CheckedAdapter(requests.adapters.HTTPAdapter):

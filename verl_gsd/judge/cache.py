@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
+from verl_gsd.file_access import is_open_to_others
 from verl_gsd.judge import disks
 from verl_gsd.judge.prompt import digest
 from verl_gsd.judge.scorer import Question
 from verl_gsd.judge.settings import JudgeSettings
 
 VERSION = 1
+#: The environment variable with the path of one cache that other users may own or write.
+TRUSTED = "VERL_GSD_TRUSTED_CACHE"
 
 _APPLICATION_ID = 0x6773646A  # in SQLite's header; marks the file as ours
 _LOCK_TIMEOUT_S = 5.0  # SQLite waits this long for another writer
 _PAUSE_S = 60.0  # no write is attempted for this long after a failure
 _JOURNAL_BYTES = 4 << 20
 _MAX_TEXT_BYTES = 1 << 28  # uncompressed; texts that unpack to more are treated as an attempt to exhaust memory
+_JOURNALS = ("-journal", "-wal", "-shm")  # what SQLite adds to the file's name
 _EVICT_DOWN_TO = 0.9  # share of the limit, once the limit is exceeded
 
 # The texts are the last column: SQLite reads all pages of a long value to reach the columns behind it.
@@ -85,8 +91,9 @@ class ScoreCache:
             would take more than a tenth of the limit is not stored.
 
     Raises:
-        ValueError: the file is not a cache, has another version, cannot be opened, or lies on a disk where several
-            hosts could damage it. The message names the file.
+        ValueError: the file is not a cache, has another version, cannot be opened, belongs to another user, can be
+            written by others, or lies on a disk where several hosts could damage it. The message names the file. The
+            environment variable ``TRUSTED`` admits a file of others.
         OSError: the folder cannot be created.
     """
 
@@ -102,6 +109,8 @@ class ScoreCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = _journal_mode(path)
         self._is_shared = journal != "wal"  # several hosts may have the file open
+        if not _is_trusted(path):
+            _check_owner(path)
         self._writer, self._reader = _open(path, journal)
         self._warn_of_scores_without_server()
 
@@ -238,6 +247,35 @@ def _journal_mode(path: Path) -> str:
         return disks.journal_mode(path, disks.mounts())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_trusted(path: Path) -> bool:
+    named = os.environ.get(TRUSTED, "")
+    return named != "" and Path(named).expanduser().resolve() == path.resolve()
+
+
+def _check_owner(path: Path) -> None:
+    """Create the file if it is missing, and check that nobody else can change it or has made it.
+
+    Its owner could read the texts that are judged, and change scores that a run trains on.
+
+    Raises:
+        ValueError: as described. The message names the file.
+    """
+    with suppress(OSError):  # it exists, or SQLite says why it cannot be created
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))  # whatever the umask is
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in _JOURNALS)):
+        try:
+            owner, is_open = file.stat().st_uid, is_open_to_others(file, os.W_OK)
+        except FileNotFoundError:
+            continue
+        if owner not in (os.geteuid(), 0) or is_open:
+            problem = "other users can write it" if is_open else f"it belongs to user id {owner}"
+            raise ValueError(
+                f"{file}: {problem}, who could read what is judged and change scores. Use a file of your own in a "
+                f"folder where only you can write. If you trust everyone who can write it, set {TRUSTED}={path} in the "
+                "environment"
+            )
 
 
 def _connect(path: Path, journal: str) -> sqlite3.Connection:

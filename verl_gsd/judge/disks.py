@@ -9,7 +9,6 @@ locks local to one host. SQLite cannot detect that, so such a disk is rejected.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -78,8 +77,8 @@ def journal_mode(path: Path, mounted: Sequence[Mount]) -> Literal["wal", "trunca
     if reason:
         raise ValueError(
             f"{mount.mountpoint} is {reason}, where file locks do not reach other hosts, so that two runs could damage "
-            f"the file. Use a file on a local disk, for example {Path(tempfile.gettempdir()) / 'judge.sqlite'}, or on "
-            "NFS with locks"
+            "the file. Use a file in a folder where only you can write, on a local disk or on NFS with locks: for "
+            f"example {Path.home() / 'judge.sqlite'}, if your home directory is on such a disk"
         )
     return "truncate" if mount.fstype in _GLOBAL_LOCKS else "wal"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -133,6 +133,7 @@ def _streamed(source: Source, origin: Origin) -> Iterator[dict[str, Any]]:
                 continue
             names = data.column_names or list(next(iter(data), {}))
             _check_columns(source, place, names)
+            _check_types(place, _wanted(source, names), data.features or {})
             yield from data.select_columns(_wanted(source, names))
         except Exception as error:  # datasets, its readers, and the YAML of a README raise errors of many types
             message = str(error) or type(error).__name__
@@ -143,11 +144,14 @@ def _open_config(place: str, config: str | None, origin: Origin, is_one_of_many:
     """One configuration's split: the files that our readers can read, or the rows that ``datasets`` streams."""
     import datasets
 
+    from verl_gsd.media_cells import without_opened_files
+
     datasets.disable_progress_bars()
     folder = None if origin.path is None else origin.path.resolve()
     place = place if folder is None else str(folder)
     with only_inside(folder or place):
-        return _resolve_config(place, config, origin, is_one_of_many)
+        files, rows = _resolve_config(place, config, origin, is_one_of_many)
+    return files, None if rows is None else without_opened_files(rows)
 
 
 def _resolve_config(
@@ -187,6 +191,17 @@ def _check_columns(source: Source, place: str, names: list[str]) -> None:
             f"{place}: column {missing[0]} is missing. The columns are: {', '.join(names) or 'none'}. "
             "For a table of your own, name its columns with --problem-column and --answer-column"
         )
+
+
+def _check_types(place: str, names: list[str], features: Mapping[str, Any]) -> None:
+    from verl_gsd.media_cells import media_type
+
+    for name in names:
+        if (kind := media_type(features.get(name))) is not None:
+            raise ValueError(
+                f"{place}: column {name} holds no text: its type is {kind}. Nothing that its cells name was opened. "
+                "For a table of your own, name columns of text with --problem-column and --answer-column"
+            )
 
 
 def sha256(path: Path) -> str:

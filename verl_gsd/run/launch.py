@@ -31,6 +31,7 @@ from verl_gsd import private_folders
 from verl_gsd.checkpoints import step_of
 from verl_gsd.cpu import forkserver
 from verl_gsd.errors import ConfigError
+from verl_gsd.judge.cache import TRUSTED
 from verl_gsd.python_commands import module_command
 from verl_gsd.run import cluster_lock, compile_cache, job, lost_metrics, memory_kills, trust
 from verl_gsd.run.causes import likely_cause
@@ -38,6 +39,7 @@ from verl_gsd.run.checks.gsd_section import checkpoint_to_resume
 from verl_gsd.run.compose import to_yaml, write_yaml
 from verl_gsd.run.messages import Kind, Message, MessageReader, RunStoppedError
 from verl_gsd.run.run_log import first_exception, last_lines, last_lines_of
+from verl_gsd.run.written_folders import create_written_folders
 from verl_gsd.rundir import MetricsReader, RunDirectory
 from verl_gsd.writing import atomic_write, open_new
 
@@ -98,6 +100,8 @@ def new_attempt(
                 "link can change the run while it trains. Set "
                 f"{shlex.quote(f'trainer.default_local_dir={run.path.resolve()}')}."
             )
+        if not trusted:
+            create_written_folders(config, run.path)
         if not resuming:
             require_unused(run)
         attempt = max(run.attempts(), default=0) + 1
@@ -302,6 +306,8 @@ def _add_environment(config: DictConfig, environment: dict[str, str]) -> None:
     runtime_env = config.ray_kwargs.ray_init.runtime_env
     from_config = OmegaConf.to_container(runtime_env).get("env_vars") or {}
     defaults = {name: value for name, value in environment.items() if name not in os.environ}
+    if TRUSTED in os.environ:  # a cluster that was already running does not have it
+        defaults[TRUSTED] = os.environ[TRUSTED]
     with open_dict(config):
         runtime_env.env_vars = defaults | from_config | {name: environment[name] for name in (_METRICS, _ATTEMPT)}
 

@@ -174,18 +174,25 @@ def check_folder(path: Path) -> Path:
         ConfigError: another user owns or can write the folder, or one above it that is not sticky.
     """
     folder = path.resolve()
-    if folder.is_dir():
-        problem = file_access.changeable_folder(folder)
-    else:
-        above = next(above for above in folder.parents if above.is_dir())
-        problem = file_access.open_default(above) or file_access.replaceable_folder(above)
-    if problem:
+    if problem := changeable_by_others(folder):
         raise ConfigError(
             f"trainer.default_local_dir={path}: {problem}. Who can do that can change the run while it trains. Set "
             "trainer.default_local_dir to a folder where only you can write. If you trust everyone who can write "
             f"there, add trust={path} to the command."
         )
     return folder
+
+
+def changeable_by_others(folder: Path) -> str:
+    """How another user could change what is in ``folder``, or replace it; an empty string if nobody can.
+
+    Args:
+        folder: without symbolic links. One that does not exist yet is checked by those above it.
+    """
+    if folder.is_dir():
+        return file_access.changeable_folder(folder)
+    above = next(above for above in folder.parents if above.is_dir())
+    return file_access.open_default(above) or file_access.replaceable_folder(above)
 
 
 def check_checkpoint(checkpoint: Path) -> Path:

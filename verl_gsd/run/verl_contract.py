@@ -134,6 +134,13 @@ PATCHED = (
         "local_path",
         is_open=True,
     ),
+    _method(
+        "trainer/dataset_media.py",
+        "verl.utils.dataset.rl_dataset",
+        "RLHFDataset.maybe_filter_out_long_prompts",
+        "dataframe",
+    ),
+    _method("trainer/dataset_media.py", "verl.utils.dataset.rl_dataset", "RLHFDataset._read_files_and_tokenize"),
     _patched("cpu/platform.py", "verl.workers.engine.fsdp.transformer_impl", "CPUOffloadPolicy"),
     _patched("run/engines.py", "verl.utils.device", "auto_set_device", "config"),
     _patched("run/cluster_lock.py", "transfer_queue", "init", is_open=True),

@@ -109,6 +109,12 @@ when_imported(
     patch="trainer/checkpoint_loading.py",
     entrances=["FSDPCheckpointManager.load_checkpoint"],
 )
+when_imported(
+    "verl.utils.dataset.rl_dataset",
+    lambda rl_dataset: importlib.import_module("verl_gsd.trainer.dataset_media").install(rl_dataset),
+    patch="trainer/dataset_media.py",
+    entrances=["RLHFDataset._read_files_and_tokenize"],
+)
 when_imported("verl.utils.device", engines.patch_main, patch="run/engines.py")
 when_imported(
     "verl.utils.torch_functional",

@@ -14,13 +14,14 @@ import yaml
 from acls import grant
 from checkpoint_files import write_checkpoint
 from hostile_server import HostileServer, http
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from typer.testing import CliRunner
 
 from verl_gsd.cli import train
 from verl_gsd.cli.main import app
 from verl_gsd.errors import ConfigError
 from verl_gsd.jobs.submission import resumed_run
+from verl_gsd.judge.cache import TRUSTED
 from verl_gsd.run import launch, trust
 from verl_gsd.run.code_paths import CODE_KEYS
 from verl_gsd.run.compose import parse_line
@@ -552,3 +553,92 @@ def test_a_model_on_the_hub_keeps_its_name_and_no_folder_takes_its_place_in_a_re
         train._compose([f"resume={run.path}"])
     _, config = train._compose([f"resume={run.path}", f"{key}={elsewhere}/Qwen/Qwen3-0.6B"])
     assert OmegaConf.select(config, MODEL) == f"{elsewhere}/Qwen/Qwen3-0.6B"
+
+
+#: Keys that name a place outside the run's folder to which the run writes, and the place for a folder of it.
+WRITTEN = {
+    "trainer.rollout_data_dir": "{folder}",
+    "trainer.validation_data_dir": "{folder}",
+    "algorithm.gsd.dagrpo.judge.cache": "{folder}/judge.sqlite",
+}
+
+
+@pytest.fixture(params=WRITTEN)
+def written(request, tmp_path, monkeypatch):
+    """(key, the place in a folder, the words of a new run without that key)"""
+    monkeypatch.setenv(TRUSTED, "")  # a run that trusts a cache sets it
+    algorithm = "algo=dagrpo" if "judge" in request.param else "algo=grpo"
+    words = [algorithm, *LINE[1:], f"trainer.default_local_dir={tmp_path}/run"]
+    return request.param, lambda folder: WRITTEN[request.param].format(folder=folder), words
+
+
+def test_a_folder_where_others_can_write_is_not_written_without_trust(written, tmp_path):
+    """Another user could put a link there, and the run would overwrite a file of this user."""
+    key, place, words = written
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for folder in (tmp_path / "open", tmp_path / "open" / "new"):
+        message = rf"{key}={place(folder)}: other users can write {tmp_path}/open .*add trust="
+        with pytest.raises(ConfigError, match=message):
+            train._compose([*words, f"{key}={place(folder)}"])
+        _, config = train._compose([*words, f"{key}={place(folder)}", f"trust={tmp_path}"])
+        assert OmegaConf.select(config, key) == place(folder)
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = f"trainer.default_local_dir={tmp_path}/elsewhere/run"
+    with pytest.raises(ConfigError, match=f"{key}="):
+        train._compose([*words, elsewhere, f"{key}={place(tmp_path / 'open')}", f"trust={tmp_path}/elsewhere"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_is_not_written(written, tmp_path):
+    key, place, words = written
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    named = place(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=rf"{key}={named}: {tmp_path}/theirs belongs to user id 65534"):
+        train._compose([*words, f"{key}={named}"])
+
+
+def test_own_places_are_used_without_links(written, tmp_path):
+    key, place, words = written
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for folder, real in ((tmp_path / "link", tmp_path / "mine"), (tmp_path / "run" / "in", tmp_path / "run" / "in")):
+        _, config = train._compose([*words, f"{key}={place(folder)}"])
+        assert OmegaConf.select(config, key) == place(real)
+
+
+def test_a_folder_of_a_trusted_run_need_not_be_trusted_if_it_is_in_it(written, tmp_path):
+    key, place, words = written
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    _, config = train._compose([*words, f"{key}={place(tmp_path / 'run' / 'in')}", f"trust={tmp_path}/run"])
+    assert OmegaConf.select(config, key) == place(tmp_path / "run" / "in")
+
+
+def test_a_trusted_cache_is_trusted_where_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setenv(TRUSTED, "")
+    cache, words = tmp_path / "judge.sqlite", ["algo=dagrpo", *LINE[1:], f"trainer.default_local_dir={tmp_path}/run"]
+    line = [*words, f"algorithm.gsd.dagrpo.judge.cache={cache}"]
+    train._compose(line)
+    assert os.environ[TRUSTED] == ""
+    train._compose([*line, f"trust={tmp_path}"])
+    assert os.environ[TRUSTED] == str(cache)
+    config = resume_config(RunDirectory(tmp_path / "run"))
+    with launch.new_attempt(config, LINE, resuming=False, trusted=True):
+        assert config.ray_kwargs.ray_init.runtime_env.env_vars[TRUSTED] == str(cache)
+
+
+def test_a_folder_that_somebody_else_creates_after_the_check_is_not_written(written, tmp_path):
+    key, place, _ = written
+    (tmp_path / "mine").mkdir()
+    config = resume_config(RunDirectory(tmp_path / "run"))
+    with open_dict(config):
+        OmegaConf.update(config, key, place(tmp_path / "new"))
+    with launch.new_attempt(config, LINE, resuming=False):
+        assert (tmp_path / "new").is_dir(), "nobody can create it now"
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "new").rmdir()
+    (tmp_path / "new").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=rf"{key}={place(tmp_path / 'new')}: the path leads through a symbolic link"):
+        launch.new_attempt(config, LINE, resuming=False).__enter__()

@@ -1,6 +1,7 @@
 """The score cache: shared by processes, limited in size, tolerant of disk errors, safe against forged files."""
 
 import logging
+import os
 import re
 import sqlite3
 import subprocess
@@ -544,3 +545,47 @@ def test_scores_of_a_server_without_its_url_stay_but_are_not_reused(path, caplog
     with ScoreCache(path) as cache:
         assert [(row.identity, row.score) for row in cache.rows()] == [(earlier, 3.0), (now, 7.0)]
     assert not caplog.messages, "it was said before"
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_a_file_that_others_can_write_is_not_used_unless_it_is_trusted(path, monkeypatch, suffix):
+    """The folder may be /tmp, where another user can take the name first."""
+    path.parent.mkdir()
+    file = path.with_name(path.name + suffix)
+    file.touch()
+    file.chmod(0o666)
+    with pytest.raises(ValueError, match=rf"{file}: other users can write it.*{cache_module.TRUSTED}={path} "):
+        ScoreCache(path)
+    monkeypatch.setenv(cache_module.TRUSTED, str(path.parent / "other"))
+    with pytest.raises(ValueError, match="other users can write it"):
+        ScoreCache(path)
+    monkeypatch.setenv(cache_module.TRUSTED, str(path))
+    with ScoreCache(path) as cache:
+        cache.put(WHO, question(), 7)
+        assert cache.get(WHO, question()) == 7
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_file_of_another_user_is_not_used(path):
+    path.parent.mkdir()
+    path.touch(0o600)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ValueError, match=rf"{path}: it belongs to user id 65534"):
+        ScoreCache(path)
+
+
+def test_a_new_file_can_be_opened_again_whatever_the_umask_is(path):
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            with ScoreCache(path) as cache:
+                cache.put(WHO, question(), 7)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o022 == 0
+
+
+def test_the_remedy_for_a_disk_is_no_folder_of_all_users(tmp_path, monkeypatch):
+    record_mounts(tmp_path, MOUNTS, monkeypatch)
+    with pytest.raises(ValueError, match=rf"for example {Path.home()}/judge\.sqlite"):
+        journal_mode(Path("/bee/me/judge.sqlite"), mounts())

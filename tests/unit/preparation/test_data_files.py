@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import datasets.data_files
 import pytest
+from hostile_server import HostileServer, http
 from typer.testing import CliRunner
 
 from verl_gsd.cli.main import app
@@ -16,6 +17,8 @@ from verl_gsd.regular_files import open_regular
 
 ROW = json.dumps({"problem": "PRIVATE", "answer": "1"}) + "\n"
 CHAIN = "reference://x.csv::file:///tmp/ref.json"
+#: The configuration of a data set that has one file.
+DEFAULT = {"config_name": "default", "data_files": [{"split": "train", "path": "train.json"}]}
 
 
 @pytest.fixture
@@ -195,3 +198,32 @@ def test_a_folder_that_takes_the_name_of_a_data_set_after_the_check_is_not_read(
     monkeypatch.setattr(reading, "hub_revision", revision)
     message = f"HuggingFaceH4/MATH-500: datasets would read {folder.parent}/HuggingFaceH4/MATH-500 instead of the hub"
     assert message in rejected(folder, "math500")
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_a_cell_leads_to_no_private_file_and_to_no_server(folder, tmp_path, monkeypatch, kind):
+    """``datasets`` would open the path or URL of a cell. Its requests have the passwords of ~/.netrc."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password SECRET\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (folder / "train.jsonl").unlink()
+    types = [{"name": "problem", "dtype": "string"}, {"name": "answer", "dtype": kind}]
+    text = json.dumps({"dataset_info": {"features": types}, "configs": [DEFAULT]})
+    (folder / "README.md").write_text(f"---\n{text}\n---\n")
+    with HostileServer(http(404)) as server:
+        row = {"problem": "1+1?", "answer": f"{server.url}/internal"}
+        (folder / "train.json").write_text(json.dumps(row) + "\n")
+        message = rejected(folder)
+        assert server.headers == []
+    assert f"{folder}: column answer holds no text: its type is {kind.capitalize()}" in message
+
+
+def test_a_column_that_nobody_reads_opens_nothing(folder):
+    types = [{"name": name, "dtype": "string"} for name in ("problem", "answer")] + [{"name": "note", "dtype": "image"}]
+    text = json.dumps({"dataset_info": {"features": types}, "configs": [DEFAULT]})
+    (folder / "README.md").write_text(f"---\n{text}\n---\n")
+    with HostileServer(http(404)) as server:
+        row = {"problem": "What is 1+1?", "answer": "2", "note": f"{server.url}/internal"}
+        (folder / "train.json").write_text(json.dumps(row) + "\n")
+        done = prepare(folder)
+        assert done.exit_code == 0 and "1 rows read" in done.output, done.output
+        assert server.headers == []

@@ -112,6 +112,8 @@ def open_files(key: str, config: DictConfig, remote: bool | None, report: DataRe
 def _open(key: str, name: str, config: DictConfig) -> DataFile:
     import datasets
 
+    from verl_gsd.media_cells import without_opened_files
+
     if name.endswith(".parquet") and scheme_of(name) is None:
         schema = pq.read_schema(name)
         if is_plain(schema):
@@ -119,7 +121,7 @@ def _open(key: str, name: str, config: DictConfig) -> DataFile:
             read = functools.partial(_parquet_rows, name)
             return DataFile(key, name, tuple(schema.names), features, pq.read_metadata(name).num_rows, read)
     table = _loaded(name, config)
-    read = functools.partial(_loaded_rows, table)
+    read = functools.partial(_loaded_rows, without_opened_files(table))
     return DataFile(key, name, tuple(table.column_names), table.features, len(table), read)
 
 
