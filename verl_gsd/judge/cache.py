@@ -250,7 +250,7 @@ def _journal_mode(path: Path) -> str:
 
 
 def _is_trusted(path: Path) -> bool:
-    named = os.environ.get(TRUSTED, "")
+    named = os.environ.get("VERL_GSD_TRUSTED_CACHE", "")
     return named != "" and Path(named).expanduser().resolve() == path.resolve()
 
 
