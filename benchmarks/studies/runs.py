@@ -100,7 +100,7 @@ class Tuning:
 
     @property
     def best(self) -> float | None:
-        """The rate with the highest mean; None while the search goes on."""
+        """The rate with the highest mean; None until the search has ended."""
         return None if self.following else max(self.means, key=self.means.__getitem__)
 
 
