@@ -13,6 +13,7 @@ missing.
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ import typer
 from rich.console import Console
 from studies.analysis import analyse
 from studies.declaration import Study
+from studies.judge_server import serving
 from studies.ledger import LEDGER, read_ledger
 from studies.page import PAGE, draw, markdown, picture_of, with_table
 from studies.runs import needed, train
@@ -62,7 +64,8 @@ def run(
 ) -> None:
     """Train what has not finished."""
     study = load(name)
-    failed = train(study, task or study.tasks, runs, load)
+    with serving() if study.judges else nullcontext():
+        failed = train(study, task or study.tasks, runs, load)
     for line in failed:
         out.print(line, markup=False, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)

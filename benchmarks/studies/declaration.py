@@ -61,6 +61,7 @@ class Study:
         steps, validate_every: training steps, and steps between two validations.
         tuning_seeds, seeds: in the notation of ``--seeds``. They have no seed in common.
         correction: for multiple tests.
+        judges: whether runs ask the judges of ``judge_server``, so that the server has to run beside them.
 
     Raises:
         ValueError: arms have the same name, an arm is compared with one that does not exist, rates are missing or do
@@ -82,6 +83,7 @@ class Study:
     tuning_seeds: str = "1001..1002"
     seeds: str = "1..16"
     correction: str = "Holm's method over all differences of the study"
+    judges: bool = False
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -2,7 +2,7 @@
 
 from studies.declaration import Arm, Study, Tuned
 
-_ALPHAS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+_ALPHAS = (-1.0, -0.5, 0.0, 1.5, 2.0)
 _ROLLOUTS = {
     "budget": ("budget=adaptive",),
     "sampler": ("sampler=disagreement",),
@@ -22,18 +22,19 @@ STUDY = Study(
         "uniform rollouts, paired by seed."
     ),
     tuning=(
-        "Per alpha, on two seeds of their own: 6e-5, 1.2e-4 and 2.4e-4, then by factors of 2 beyond the best one while "
-        "it is the lowest or the highest tried. Budget and sampler have the rate of alpha = 1."
+        "Per alpha, but for those of the study methods, on two seeds of their own: 6e-5, 1.2e-4 and 2.4e-4, then by "
+        "factors of 2 beyond the best one while it is the lowest or the highest tried. Budget and sampler have the "
+        "rate of alpha = 1."
     ),
     spread="As in the study methods: with 16 seeds, a difference of 0.01 is 3.8 standard errors.",
     tasks=("arithmetic",),
     baseline="alpha_1",
     arms=(
+        # These two are runs of the study ``methods``.
+        Arm("alpha_1", ("algo=grpo",), Tuned("methods", "grpo")),
+        Arm("alpha_0.5", ("algo=gsd",), Tuned("methods", "gsd_0.5")),
         *(Arm(f"alpha_{alpha:g}", ("algo=gsd", f"algorithm.gsd.alpha={alpha}")) for alpha in _ALPHAS),
-        *(
-            Arm(name, ("algo=gsd", "algorithm.gsd.alpha=1.0", *words), Tuned("dial", "alpha_1"))
-            for name, words in _ROLLOUTS.items()
-        ),
+        *(Arm(name, ("algo=grpo", *words), Tuned("methods", "grpo")) for name, words in _ROLLOUTS.items()),
     ),
     rates=(6e-5, 1.2e-4, 2.4e-4),
 )

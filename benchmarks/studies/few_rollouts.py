@@ -4,14 +4,11 @@ from studies.declaration import Arm, Study, Tuned
 
 #: Rollouts per step, divided into groups.
 _ROLLOUTS = 192
+_HADW = "algorithm.gsd.hadw"
 #: name -> what is added to ``algo=hadw``; GRPO has none of it.
-_ANCHORS = {
-    "soft": ("algorithm.gsd.hadw.preset=soft",),
-    "hard": ("algorithm.gsd.hadw.preset=hard",),
-    "fixed": ("algorithm.gsd.hadw.preset=fixed",),
-    "soft_0.5": ("algorithm.gsd.hadw.preset=soft", "algorithm.gsd.hadw.lambda_scale=0.5"),
-    "soft_2": ("algorithm.gsd.hadw.preset=soft", "algorithm.gsd.hadw.lambda_scale=2.0"),
-}
+_ANCHORS = {name: (f"{_HADW}.preset={name}",) for name in ("soft", "hard", "fixed")}
+#: The same with groups of 8 alone, because we expect no effect.
+_SCALES = {f"soft_{scale:g}": (f"{_HADW}.preset=soft", f"{_HADW}.lambda_scale={scale}") for scale in (0.5, 2.0)}
 
 
 def _arms(size: int) -> list[Arm]:
@@ -20,7 +17,7 @@ def _arms(size: int) -> list[Arm]:
         Arm(f"grpo_n{size}", ("algo=grpo", *groups), Tuned("methods", "grpo"), against=f"grpo_n{size}"),
         *(
             Arm(f"{name}_n{size}", ("algo=hadw", *words, *groups), Tuned("methods", "hadw"), against=f"grpo_n{size}")
-            for name, words in _ANCHORS.items()
+            for name, words in (_ANCHORS | (_SCALES if size == 8 else {})).items()
         ),
     ]
 
@@ -40,5 +37,6 @@ STUDY = Study(
     spread="As in the study methods: with 16 seeds, a difference of 0.01 is 3.8 standard errors.",
     tasks=("arithmetic_hard",),
     baseline="grpo_n8",
+    validate_every=10,
     arms=tuple(arm for size in (2, 4, 8, 16) for arm in _arms(size)),
 )

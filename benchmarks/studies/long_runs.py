@@ -1,7 +1,7 @@
 """Question 2, second part: do long runs stay stable?"""
 
 from studies.declaration import Arm, Study, Tuned
-from studies.stability import METHODS
+from studies.stability import METHODS, RATES
 
 STUDY = Study(
     name="long_runs",
@@ -17,8 +17,11 @@ STUDY = Study(
     spread="Four runs per method show what can happen, not how often. They say nothing about differences below 0.03.",
     tasks=("arithmetic",),
     baseline="grpo",
-    arms=tuple(Arm(name, METHODS[name], Tuned("methods", name)) for name in ("grpo", "dagrpo_mask", "gvpo")),
+    arms=tuple(
+        Arm(name, METHODS[name], Tuned("methods", RATES.get(name, name))) for name in ("grpo", "dagrpo_mask", "gvpo")
+    ),
     steps=2000,
     validate_every=50,
     seeds="1..4",
+    judges=True,
 )

@@ -24,6 +24,7 @@ STUDY = Study(
     ),
     tasks=("arithmetic",),
     baseline="gvpo",
+    validate_every=10,
     arms=(
         Arm("gvpo", _GVPO, _RATE),
         *(

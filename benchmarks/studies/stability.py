@@ -1,15 +1,18 @@
 """Question 2: which methods stay stable above their best learning rate?"""
 
 from studies.declaration import Arm, Study, Tuned
+from studies.judge_server import judge_words
 
-#: name -> words, as in ``methods``.
+#: name -> words, as in ``methods``. DaGRPO's mask has a good judge: without one it masks hardly anything.
 METHODS = {
     "grpo": ("algo=grpo",),
     "dr_grpo": ("algo=dr_grpo",),
     "hadw": ("algo=hadw",),
-    "dagrpo_mask": ("algo=dagrpo_mask", "algorithm.gsd.dagrpo.judge.scorer=stub"),
+    "dagrpo_mask": ("algo=dagrpo_mask", *judge_words(0.9)),
     "gvpo": ("algo=gvpo",),
 }
+#: name -> the arm of ``methods`` whose rate it has, if it has another name.
+RATES = {"dagrpo_mask": "grpo"}
 
 STUDY = Study(
     name="stability",
@@ -29,9 +32,10 @@ STUDY = Study(
     tasks=("arithmetic",),
     baseline="grpo_x1",
     arms=tuple(
-        Arm(f"{name}_x{times}", words, Tuned("methods", name, times), against=f"{name}_x1")
+        Arm(f"{name}_x{times}", words, Tuned("methods", RATES.get(name, name), times), against=f"{name}_x1")
         for name, words in METHODS.items()
         for times in (1, 2, 4, 8)
     ),
     seeds="1..8",
+    judges=True,
 )

@@ -11,10 +11,12 @@ from verl_gsd.cli.lab_train import _compose
 sys.path.append(str(ROOT / "benchmarks"))  # as the script has it
 
 from studies.declaration import Arm, Study
+from studies.judge_server import judge_words, serving
 from studies.ledger import TRACES, read_ledger
 from studies.runs import train
 
 from verl_gsd.lab.training.checks import check_lab
+from verl_gsd.rundir import RunDirectory, read_metrics
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py") if "STUDY = " in path.read_text())
 TINY = ("data.val_max_samples=8", "data.train_batch_size=4", "actor_rollout_ref.rollout.n=4")
@@ -66,3 +68,25 @@ def test_a_study_trains_what_is_missing_and_goes_on_after_a_stop(tmp_path):
     assert {key: run.accuracy for key, run in read_ledger(ledger).items()} == {
         key: run.accuracy for key, run in found.items()
     }
+
+
+def test_runs_of_a_study_ask_a_judge_of_known_quality(tmp_path):
+    study = Study(
+        name="judged",
+        question="Is it asked?",
+        hypothesis="It is.",
+        measure="Calls.",
+        spread="None.",
+        tasks=("arithmetic",),
+        baseline="mask",
+        arms=(Arm("mask", ("algo=dagrpo_mask", *judge_words(0.9), "data.val_max_samples=8"), 1e-3),),
+        steps=2,
+        validate_every=2,
+        seeds="1",
+    )
+    with serving():
+        assert train(study, study.tasks, tmp_path, {}.get, tmp_path / "runs.jsonl") == []
+    metrics = [data for _, data in read_metrics(RunDirectory(tmp_path / "judged/arithmetic/mask/seed_1").metrics(1))]
+    judged = [data for data in metrics if data.get("judge/responses")]
+    assert judged and all(data["judge/failures/any"] == 0 for data in judged)
+    assert any(0 < data["dagrpo/pairs/kept"] < 1 for data in judged)
