@@ -39,6 +39,23 @@ MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
+class SecondSource:
+    """The second of two data sources. Its prompts are harder, and their responses longer.
+
+    Attributes:
+        shares: its share of the prompts at the first and at the last step.
+        law: the Beta law of its solve rates.
+        length: mean tokens of a response, which is 400 in the first source.
+        unverified: share of the responses that the verifier cannot verify, which is 0.01 in the first source.
+    """
+
+    shares: tuple[float, float]
+    law: tuple[float, float] = (0.8, 2.4)
+    length: float = 1600.0
+    unverified: float = 0.12
+
+
+@dataclass(frozen=True)
 class Scenario:
     """A kind of run in which nothing is wrong.
 
@@ -54,6 +71,7 @@ class Scenario:
         signed: whether the verifier returns 1 and -1 as plain numbers, which verl takes for accuracies. The records are
             those of an older version, which left out the groups with a -1 and kept the others.
         sources: number of data sources among which the prompts are divided equally.
+        second: the second of two data sources, if they differ.
         unrated: whether the verifier returns no ``acc``, so that verl validates the mean reward.
         learning: what the logit of every prompt's solve rate gains over the run.
     """
@@ -73,6 +91,7 @@ class Scenario:
     resumed: bool = False
     signed: bool = False
     sources: int = 1
+    second: SecondSource | None = None
     unrated: bool = False
     learning: float = 0.0
     config: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +124,12 @@ HEALTHY = {
     "8 data sources without an accuracy": Scenario(law=(0.6, 1.4), held_out=100, steps=60, sources=8, unrated=True),
     "a policy that learns": Scenario(prompts=1500, learning=2.0, steps=160),
     "a policy that learns, adaptive budget": Scenario(prompts=1500, learning=2.0, steps=160, budget=True),
+    "a harder data source is visited more and more": Scenario(
+        law=(4.0, 1.5), sources=2, second=SecondSource((0.1, 0.9)), held_out=500
+    ),
+    "a harder data source is visited less and less": Scenario(
+        law=(4.0, 1.5), sources=2, second=SecondSource((0.9, 0.1)), held_out=500
+    ),
 }
 
 
@@ -116,7 +141,9 @@ class Draw:
         solve_rates: (steps, batch) of each visit.
         held_out_rates: (validations, held_out).
         together: (steps, batch) bool, groups whose responses all equal the first one.
-        length: (steps,) mean tokens of a response.
+        length: (steps, batch), mean tokens of a response.
+        unverified: (steps, batch), the probability that a response cannot be verified; None if the records do not
+            have it.
         fates: (steps, batch), numbers of ``_FATES``.
         lost: (steps, batch), responses whose reward failed.
         metrics: name -> (steps,).
@@ -130,6 +157,7 @@ class Draw:
     held_out_rates: np.ndarray
     together: np.ndarray
     length: np.ndarray
+    unverified: np.ndarray | None
     fates: np.ndarray
     lost: np.ndarray
     alone: np.ndarray
@@ -149,9 +177,17 @@ _FATES = np.array(["trained", "surplus", "stale", "failed"], dtype=object)
 def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
     steps, batch = scenario.steps, scenario.batch
     rates = rng.beta(*scenario.law, scenario.prompts)
-    passes = -(-steps * batch // scenario.prompts)
-    order = np.concatenate([rng.permutation(scenario.prompts) for _ in range(passes)])[: steps * batch]
-    prompt = order.reshape(steps, batch)
+    length, unverified = np.full((steps, batch), 400.0), None
+    if scenario.second is None:
+        prompt = _in_passes(scenario.prompts, steps * batch, rng).reshape(steps, batch)
+    else:
+        rates[1::2] = rng.beta(*scenario.second.law, scenario.prompts // 2)
+        is_second = rng.random((steps, batch)) < np.linspace(*scenario.second.shares, steps)[:, None]
+        half, shape = scenario.prompts // 2, (steps, batch)
+        of_either: list[np.ndarray] = [_in_passes(half, steps * batch, rng).reshape(shape) for _ in range(2)]
+        prompt = 2 * np.where(is_second, of_either[1], of_either[0]) + is_second
+        length = np.where(is_second, scenario.second.length, length)
+        unverified = np.where(is_second, scenario.second.unverified, 0.01)
     held_out = rng.beta(*scenario.law, scenario.held_out)
     done, validated = (np.linspace(0, 1, count)[:, None] for count in (steps, scenario.validations))
     responses = batch * scenario.size
@@ -184,7 +220,8 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
         expit(logit(rates[prompt]) + scenario.learning * done),
         expit(logit(held_out) + scenario.learning * validated),
         np.zeros((steps, batch), bool),
-        np.full(steps, 400.0),
+        length,
+        unverified,
         np.zeros((steps, batch), int),
         np.zeros((steps, batch), int),
         np.zeros((steps, batch), bool),
@@ -192,6 +229,12 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
         extensions,
         {"data.max_response_length": MAX_LENGTH, "data.shuffle": True} | scenario.config,
     )
+
+
+def _in_passes(prompts: int, visits: int, rng: np.random.Generator) -> np.ndarray:
+    """(visits,) prompts: all of them in a new order in each pass."""
+    passes = -(-visits // prompts)
+    return np.concatenate([rng.permutation(prompts) for _ in range(passes)])[:visits]
 
 
 def run_of(of: Draw) -> RunData:
@@ -225,7 +268,7 @@ def run_of(of: Draw) -> RunData:
         right = np.where(of.together[step], first * own, right)
         replayed = np.nansum(np.where(np.arange(scenario.size) < earlier[:, None], before[at], 0), axis=1)
         mean = np.divide(right + replayed, sizes, out=np.full(batch, np.nan), where=sizes > 0)
-        lengths = rng.lognormal(np.log(of.length[step]) - 0.2, 0.63, (batch, max(own.max(), 1)))
+        lengths = rng.lognormal(np.log(of.length[step])[:, None] - 0.2, 0.63, (batch, max(own.max(), 1)))
         tokens = np.where(np.arange(lengths.shape[1]) < own[:, None], lengths, 0).sum(axis=1)
         predicted = np.full(batch, np.nan)
         is_rated = ((right == own) | (not scenario.signed)) & (not scenario.unrated)
@@ -249,6 +292,8 @@ def run_of(of: Draw) -> RunData:
             "silent_predicted": predicted,
             "hadw_anchor": np.full(batch, anchor[step]),
         }
+        if of.unverified is not None:
+            row["unverified"] = rng.binomial(own, of.unverified[step])
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
         correct[at], total[at] = seen_correct + np.where(is_rated, right, 0), seen + np.where(is_rated, own, 0)
@@ -260,6 +305,11 @@ def run_of(of: Draw) -> RunData:
     metrics = {"step": np.arange(1, steps + 1)} | of.metrics
     if scenario.budget:
         metrics |= {"budget/mixed/expected": expected, "budget/share/known": known_share}
+    if of.unverified is not None:
+        shape = steps, batch
+        metrics["verifier/unverified"] = joined["unverified"].reshape(shape).sum(axis=1) / joined["total"].reshape(
+            shape
+        ).sum(axis=1)
     metrics |= _validations(of)
     return RunData("run", with_valid_accuracies(_records(joined, of)), metrics, of.config, 1, ())
 

@@ -25,7 +25,7 @@ from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 Columns = dict[str, np.ndarray]
 
 #: Columns of the records that a report reads only if an extension declares a figure from them.
-_UNREAD = {"attempt", "unverified"}
+_UNREAD = {"attempt"}
 #: Number of unreadable files that a report names. If a whole folder is damaged, there can be thousands.
 _NAMED = 3
 

@@ -20,9 +20,9 @@ from verl_gsd.report.reading import Columns, RunData
 #: because it has a demonstration; silent: its group was trained on without a gradient; the others are fates of groups
 #: that were not trained on.
 USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
-#: Figures that ``step_table`` has per data source, too, of sources that have at least this share of the groups. The
-#: figures of a source with fewer groups are mostly noise.
-_OF_SOURCES, _LEAST_SHARE = ("accuracy", "reward", "reward_spread", "unrated"), 0.01
+#: ``step_table`` has figures of data sources that have at least this share of the groups. The figures of a source with
+#: fewer groups are mostly noise.
+_LEAST_SHARE = 0.01
 #: Jeffreys' prior of a solve rate, which is also the default of the memory of prompts.
 _PRIOR = (0.5, 0.5)
 
@@ -38,8 +38,10 @@ def step_table(run: RunData) -> Columns:
     - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
     - ``unrated``: share of the rollouts that have no accuracy. ``without_acc``: share of those for which the verifier
       returned no ``acc`` at all. The others have one, and their data source has an ``acc`` outside [0, 1].
-    - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread`` and ``unrated``: the same for one
-      data source (``sources_of``). Only in runs with several.
+    - ``source_column(figure, source)`` of ``accuracy``, ``reward``, ``reward_spread``, ``unrated``,
+      ``tokens_per_response`` and ``likely_*``: the same for one data source (``sources_of``). Only in runs with
+      several. These sources also have ``unverified``, which is the metric ``verifier/unverified``, and the numbers of
+      ``groups_answered``, which have responses, and of those that are ``groups_{silent,all_wrong,all_right}``.
     - ``mixed``, ``all_right``, ``all_wrong``, ``silent``, ``alone``: shares of the groups that have responses.
       The first three go by the verdicts. ``silent``: see ``is_silent``; ``alone`` is a group of one response.
     - ``sigma``: mean standard deviation of a group's rewards.
@@ -136,6 +138,8 @@ class _StepSums:
         self.steps, self._first, self.row = np.unique(
             records["step"].to_numpy(), return_index=True, return_inverse=True
         )
+        encoded = pc.dictionary_encode(records["data_source"].combine_chunks())
+        self._sources, self._source = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
     def total(self, values: np.ndarray, where: np.ndarray | bool = True) -> np.ndarray:
         """Sum per step over rows where ``where`` is true. NaN counts as 0."""
@@ -161,8 +165,31 @@ class _StepSums:
         return np.minimum.reduceat(np.where(where, values, np.inf), self._first)
 
     def per_row(self, values: np.ndarray) -> np.ndarray:
-        """Expand one value per step to one value per row."""
-        return values[self.row]
+        """Expand one value per step, or per step and data source, to one value per row."""
+        return values[self.row] if values.ndim == 1 else values[self.row, self._source]
+
+    @property
+    def has_several_sources(self) -> bool:
+        return len(self._sources) > 1
+
+    def total_of_sources(self, values: np.ndarray) -> np.ndarray:
+        """Sum per step and data source, (steps, sources). NaN counts as 0."""
+        shape = len(self.steps), len(self._sources)
+        cell = self.row * shape[1] + self._source
+        return np.bincount(cell, np.nan_to_num(values), shape[0] * shape[1]).reshape(shape)
+
+    def source_columns(self, figures: Columns) -> Columns:
+        """The columns of each data source that has at least ``_LEAST_SHARE`` of the groups.
+
+        Args:
+            figures: name -> (steps, sources).
+        """
+        kept = np.flatnonzero(np.bincount(self._source) >= _LEAST_SHARE * len(self._source))
+        return {
+            source_column(name, self._sources[number]): values[:, number]
+            for name, values in figures.items()
+            for number in kept
+        }
 
     def ratio(self, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         """Sum of ``numerator`` divided by the sum of ``denominator``, per step, over rows that have both.
@@ -225,33 +252,38 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
 
 
 def _source_figures(records: pa.Table, sums: _StepSums) -> Columns:
-    encoded = pc.dictionary_encode(records["data_source"].combine_chunks())
-    sources, source = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    if len(sources) < 2:
+    if not sums.has_several_sources:
         return {}
-    cell = sums.row * len(sources) + source
-    n_cells = len(sums.steps) * len(sources)
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(cell, np.nan_to_num(values), n_cells)
-
+    total = sums.total_of_sources
     size, rated, rollouts = float_column(records, "size"), float_column(records, "total"), generated(records)
     mean, std = float_column(records, "mean"), float_column(records, "std")
+    unverified, verified = _unverified(records)
+    has_responses = size > 0
+    kinds = {"silent": is_silent(records)} | {
+        kind: is_one_of(records, "kind", kind) for kind in ("all_wrong", "all_right")
+    }
     with np.errstate(divide="ignore", invalid="ignore"):
         reward = total(size * mean) / total(size)
-        variance = total(size * (std**2 + (mean - reward[cell]) ** 2)) / total(size)
-        figures = {
-            "accuracy": total(float_column(records, "correct")) / total(rated),
-            "reward": reward,
-            "reward_spread": np.sqrt(variance),
-            "unrated": total(rollouts - rated) / total(rollouts),
-        }
-    kept = np.flatnonzero(np.bincount(source) >= _LEAST_SHARE * len(source))
-    return {
-        source_column(name, sources[number]): figures[name].reshape(-1, len(sources))[:, number]
-        for name in _OF_SOURCES
-        for number in kept
-    }
+        variance = total(size * (std**2 + (mean - sums.per_row(reward)) ** 2)) / total(size)
+        return sums.source_columns(
+            {
+                "accuracy": total(float_column(records, "correct")) / total(rated),
+                "reward": reward,
+                "reward_spread": np.sqrt(variance),
+                "unrated": total(rollouts - rated) / total(rollouts),
+                "unverified": total(unverified) / total(verified),
+                "tokens_per_response": total(float_column(records, "tokens")) / total(rollouts),
+                "groups_answered": total(has_responses),
+                **{f"groups_{kind}": total(is_kind & has_responses) for kind, is_kind in kinds.items()},
+            }
+        )
+
+
+def _unverified(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) each: responses that the verifier could not verify, and all with a verdict. NaN if it does not report it."""
+    unverified, rated = float_column(records, "unverified"), float_column(records, "total")
+    is_reported = ~np.isnan(unverified) & (rated > 0)
+    return np.where(is_reported, unverified, np.nan), np.where(is_reported, rated, np.nan)
 
 
 def _diversity_figures(records: pa.Table, sums: _StepSums) -> Columns:
@@ -313,17 +345,24 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     larger = np.maximum(predicted, without_forgetting)
     larger_of_wrong = larger * of_wrong
     likely_mixed = has_differed & (larger < 0.5)
-    return {
+    of_likely = {
+        "likely_groups": np.ones(len(records)),
+        "likely_silent": silent,
+        "likely_predicted": larger,
+        "likely_wrong": wrong,
+        "likely_wrong_predicted": larger_of_wrong,
+        "likely_wrong_variance": larger_of_wrong * (1 - larger_of_wrong),
+    }
+    of_likely = {name: np.where(likely_mixed, values, 0.0) for name, values in of_likely.items()}
+    figures = {
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
-        "likely_groups": sums.count(likely_mixed).astype(float),
-        "likely_silent": sums.total(silent, likely_mixed),
-        "likely_predicted": sums.total(larger, likely_mixed),
-        "likely_wrong": sums.total(wrong, likely_mixed),
-        "likely_wrong_predicted": sums.total(larger_of_wrong, likely_mixed),
-        "likely_wrong_variance": sums.total(larger_of_wrong * (1 - larger_of_wrong), likely_mixed),
+        **{name: sums.total(values) for name, values in of_likely.items()},
     }
+    if sums.has_several_sources:
+        figures |= sums.source_columns({name: sums.total_of_sources(values) for name, values in of_likely.items()})
+    return figures
 
 
 def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

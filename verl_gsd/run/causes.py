@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from verl_gsd.extension import ROLLOUTS
+
 
 class _Cause(NamedTuple):
     """A pattern to find in a log, what it means, and the fix, which usually names keys of verl's config."""
@@ -14,9 +16,10 @@ class _Cause(NamedTuple):
     fix: str
 
 
+#: A budget gives prompts different numbers of responses, and n is their mean. Sizes in the data do not follow from n.
 _HOST_MEMORY = (
-    "Set data.train_batch_size, actor_rollout_ref.rollout.n or data.max_response_length lower, or use a machine with "
-    "more memory"
+    "Set data.train_batch_size, data.max_response_length or actor_rollout_ref.rollout.n (and the sizes in column "
+    f"{ROLLOUTS} of data.train_files, if it has one) lower, or use a machine with more memory"
 )
 _GPU_MEMORY = (
     "Set actor_rollout_ref.rollout.gpu_memory_utilization or actor_rollout_ref.actor.ppo_max_token_len_per_gpu lower"

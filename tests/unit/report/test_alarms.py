@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from places import ROOT
 
+from verl_gsd.report.steps import step_table
+
 
 @pytest.fixture(scope="module")
 def alarms():
@@ -32,6 +34,44 @@ def test_a_fault_is_found(alarms):
     for number, (name, (_, scenario, fault)) in enumerate(alarms.FAULTS.items()):
         for run in range(2):
             assert name in alarms.alarms(scenario, np.random.default_rng([8, number, run]), fault), name
+
+
+def in_second_source(of):
+    """(steps, batch) bool: the groups of the harder of two data sources."""
+    return of.prompt % 2 == 1
+
+
+def make_unanimous(of):
+    of.together |= in_second_source(of) & (of.rng.random(of.prompt.shape) < 0.7)
+
+
+def make_dependent(of):
+    of.together[of.late] |= in_second_source(of)[of.late] & (of.rng.random(of.prompt[of.late].shape) < 0.6)
+
+
+def shorten(of):
+    of.length[of.late] /= np.where(in_second_source(of)[of.late], 3, 1)
+
+
+def lose_verdicts(of):
+    of.unverified += in_second_source(of) * np.linspace(0, 0.2, len(of.prompt))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("silent", make_unanimous), ("noisy", make_dependent), ("length", shorten), ("rising_unverified", lose_verdicts)],
+)
+def test_a_fault_in_one_of_two_data_sources_is_found_and_the_source_is_named(alarms, name, fault):
+    """The other source has four fifths of the groups, and hides the fault in the figures over both."""
+    second = alarms.SecondSource((0.2, 0.2))
+    scenario = alarms.Scenario(law=(4.0, 1.5), prompts=300, sources=2, second=second, held_out=500)
+    for run in range(2):
+        assert alarms.alarms(scenario, np.random.default_rng([9, run])) == set(), "without the fault"
+        of = alarms.draw(scenario, np.random.default_rng([9, run]))
+        fault(of)
+        run_with_fault = alarms.run_of(of)
+        (finding,) = alarms.finders()[name](step_table(run_with_fault), run_with_fault.config)
+        assert " of maths1 " in finding.text and " of maths " not in finding.text
 
 
 def test_every_finding_has_a_fault(alarms):

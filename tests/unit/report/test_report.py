@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_runs import HOSTILE, config, everything, group, metrics, predicted_records, records
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from verl_gsd.report.build import build_sections, check_not_empty, page_title, r
 from verl_gsd.report.chart_data import accuracy_bins, averaged_in_spans, sigma_cells, totals_by_use
 from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.reading import RunData, read_run, unique_names
-from verl_gsd.report.steps import USES, step_table
+from verl_gsd.report.steps import USES, source_column, sources_of, step_table
 
 MIXED, WRONG, RIGHT = [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]
 
@@ -147,6 +148,7 @@ def tables(draw):
             prompt = {"source": draw(st.sampled_from(["math", "code"])), "index": draw(st.integers(0, 1))}
             judged = group(verdicts, demonstrations=draw(st.integers(0, 1)), **prompt)
             shaped = replace(judged, rewards=judged.rewards - np.array(penalties))
+            shaped = replace(shaped, unverified=draw(st.none() | st.integers(0, len(verdicts))))
             earlier = draw(st.integers(0, len(verdicts)))
             if earlier:
                 shaped = replace(shaped, earlier=earlier, accuracies=np.full(len(verdicts), np.nan))
@@ -160,6 +162,18 @@ def tables(draw):
                     table = table.set_column(at, table.schema.field(at), pa.nulls(1, table.schema.field(at).type))
             rows.append(table)
     return pa.concat_tables(rows)
+
+
+def revisited_prompts():
+    """Two prompts whose responses differed, and then groups of each kind that were likely to be mixed."""
+    visits: list[list[tuple]] = [[], []]
+    for source, last in (("math", (RIGHT, WRONG, RIGHT)), ("code", (WRONG, [0, 0, 1, 1]))):
+        visits[0] += [(group([0, 1] * 4, source=source), "trained")] * 2
+        visits[1] += [(group(verdicts, source=source), "trained", {"silent_predicted": 0.25}) for verdicts in last]
+    steps = [[LeftGroup(*values) for values in left] for left in visits]
+    return pa.concat_tables(
+        [predicted_records(left, step=step, attempt=1, alpha=1.0) for step, left in enumerate(steps, start=1)]
+    )
 
 
 def is_silent(row):
@@ -191,6 +205,7 @@ def slow_step_table(table):
         scored = [row["judge_score"] for row in rows if row["judge_score"] is not None]
         anchors = [row["hadw_anchor"] for row in teaching if row["hadw_anchor"] is not None]
         rated = [row for row in trained if row["total"]]
+        reported = [row for row in rows if row["unverified"] is not None and row["total"]]
         hard = [mass(row) for row in rated if row["correct"] / row["total"] <= 0.25]
         uses = collections.Counter()
         for row in rows:
@@ -224,11 +239,27 @@ def slow_step_table(table):
             ),
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
+            "likely_predicted": sum(
+                max(row["silent_predicted"], predicted_by_all_visits(row, table.to_pylist())) for row in likely
+            ),
             "likely_wrong": sum(row["kind"] not in ("mixed", "all_right") for row in likely),
             "likely_wrong_predicted": sum(predicted_wrong(row, table.to_pylist()) for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
+            # Columns of data sources alone.
+            "unverified": ratio(sum(row["unverified"] for row in reported), sum(row["total"] for row in reported)),
+            "groups_answered": len(whole),
+            "groups_silent": sum(map(is_silent, whole)),
+            "groups_all_wrong": sum(row["kind"] == "all_wrong" for row in whole),
+            "groups_all_right": sum(row["kind"] == "all_right" for row in whole),
         }
     return figures
+
+
+#: Figures of ``slow_step_table`` that are columns of each data source, with their value at steps without its groups.
+COUNTED = ("groups_answered", "groups_silent", "groups_all_wrong", "groups_all_right")
+PREDICTED = tuple(f"likely_{name}" for name in ("groups", "silent", "predicted", "wrong", "wrong_predicted"))
+OF_SOURCES = dict.fromkeys(("accuracy", "tokens_per_response", "unverified"), math.nan)
+OF_SOURCES |= dict.fromkeys((*COUNTED, *PREDICTED), 0)
 
 
 def earlier_counts(row, rows):
@@ -286,15 +317,30 @@ def mean(values):
 
 @settings(max_examples=30)
 @given(tables())
+@example(revisited_prompts())
 def test_figures_per_step_equal_those_of_a_loop_over_rows(table):
     figures = step_table(RunData("run", table, {"step": np.zeros(0, np.int64)}, {}, 1, ()))
     expected = slow_step_table(table)
     assert figures["step"].tolist() == list(expected)
     for row, figures_of_step in enumerate(expected.values()):
-        for name, value in figures_of_step.items():
-            assert figures[name][row] == pytest.approx(value, nan_ok=True), name
+        for name in figures_of_step.keys() - {"unverified", *COUNTED}:
+            assert figures[name][row] == pytest.approx(figures_of_step[name], nan_ok=True), name
+    for source in sources_of(figures):
+        expected_of_source = slow_step_table(table.filter(pc.equal(table["data_source"], source)))
+        for row, step in enumerate(expected):
+            for name, without_groups in OF_SOURCES.items():
+                value = expected_of_source.get(step, {}).get(name, without_groups)
+                assert figures[source_column(name, source)][row] == pytest.approx(value, nan_ok=True), (name, source)
     uses = np.sum([figures[f"rollouts_{use}"] for use in USES], axis=0)
     assert uses == pytest.approx(figures["rollouts"]), "every rollout has one use"
+
+
+def test_groups_that_are_likely_to_be_mixed_are_told_by_their_kind():
+    figures = step_table(RunData("run", revisited_prompts(), {"step": np.zeros(0, np.int64)}, {}, 1, ()))
+    likely = [figures[f"likely_{name}"].tolist() for name in ("groups", "silent", "wrong")]
+    assert likely == [[0, 5], [0, 4], [0, 2]], "two of the silent groups are all right"
+    of_maths = [figures[source_column(f"likely_{name}", "math")].tolist() for name in ("groups", "silent", "wrong")]
+    assert of_maths == [[0, 3], [0, 3], [0, 1]]
 
 
 def test_rows_that_are_not_in_the_order_of_steps_are_counted_at_their_steps():

@@ -20,6 +20,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.extension import declarations, load
 from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import recent_mean, scaled
+from verl_gsd.report.steps import source_column
 from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
 
 STEPS = 30
@@ -123,6 +124,12 @@ FIRES = [
     ),
     (groups.silent, table(silent=LATE, all_wrong=LATE, all_right=0), {}, "filter_groups.enable=true"),
     (groups.silent, table(silent=0.6, all_wrong=0.1, all_right=0.5, **SIZED), {}, "train_files=...  # larger groups"),
+    (
+        groups.silent,
+        table(silent=0.6, all_wrong=0.1, all_right=0.5, **SIZED),
+        {"actor_rollout_ref.rollout.n": 1},
+        "train_files=...  # larger groups",
+    ),
     (groups.alone, table(alone=0.1, **SIZED), {}, "data.train_files=...  # responses per prompt"),
     (groups.unused, of_sessions(taught=0.7, surplus=0.3) | table(**SIZED), {}, "train_files=...  # larger groups"),
     (groups.noisy, seen(600, 0.5, 0.1), {}, "temperature"),
@@ -475,6 +482,18 @@ def test_a_bound_or_a_rate_that_is_written_as_an_integer_is_halved():
     assert not any("optim.lr" in line for line in finding.overrides), finding.overrides
     (finding,) = dagrpo.few_pairs_kept(table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 1})
     assert finding.overrides[0].startswith("algorithm.gsd.dagrpo.delta=0.5 ")
+
+
+def test_a_source_without_recent_groups_is_not_silent_and_few_of_many_sources_are_described():
+    """A data source that the recent steps do not visit has no share of silent groups."""
+    columns = {"silent": 0.1, "groups": 10.0}
+    for number in range(8):
+        of_source = {"accuracy": 0.5, "groups_answered": 10.0 * (number > 0), "groups_silent": 9.0 * (number > 0)}
+        of_source |= {"groups_all_wrong": 9.0 * (number > 0), "groups_all_right": 0.0}
+        columns |= {source_column(name, f"s{number}"): value for name, value in of_source.items()}
+    (finding,) = groups.silent(table(**columns), {})
+    assert finding.title == "90% of the groups of s1 are silent"
+    assert finding.text.count("Recently, ") == 5 and "The same holds for 2 other data sources." in finding.text
 
 
 def test_a_run_without_data_has_no_findings():

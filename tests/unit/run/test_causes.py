@@ -70,3 +70,11 @@ def test_specific_cause_is_preferred_to_the_death_of_a_process():
 )
 def test_lines_of_normal_runs_have_no_cause(text):
     assert likely_cause(text) is None
+
+
+def test_fewer_responses_per_prompt_are_advised_where_their_number_is_set():
+    """rollout.n has no effect on the numbers of responses in the data."""
+    cause = likely_cause("std::bad_alloc")
+    assert re.search(
+        r"data\.max_response_length or actor_rollout_ref\.rollout\.n \(and .*__rollout_n__ .*\) lower", cause
+    )

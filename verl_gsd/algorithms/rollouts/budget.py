@@ -20,6 +20,7 @@ from verl_gsd.algorithms.rollouts.group_size_weights import (
     demonstration_ratio,
     gain_ratios,
     group_size_weights,
+    term_variance,
 )
 from verl_gsd.algorithms.rollouts.verdicts import require_accuracies
 from verl_gsd.chain import Rows
@@ -41,7 +42,7 @@ class Budget(Extension):
         self._settings = BudgetSettings.of(settings)
         super().__init__(self._settings, services)
         self._requested: dict[str, int] = {}  # uid -> rollouts, for groups whose record is not written yet
-        self._gain_ratios: dict[str, float] = {}  # uid -> ``gain_ratios``, for the same groups
+        self._counts: dict[str, np.ndarray] = {}  # uid -> (correct, total, partial) of earlier visits, the same groups
         self._metrics: dict[str, float] = {}
         if services is not None:
             services.prompts.prior, services.prompts.half_life = self._settings.prior, self._settings.half_life
@@ -64,10 +65,7 @@ class Budget(Extension):
         sizes = allocate_rollouts(correct, total, self._group_size, self._settings, partial=partial)
         visits.request(sizes)
         self._requested |= dict(zip(visits.uids, sizes.tolist(), strict=True))
-        ratios = gain_ratios(
-            correct, total, sizes, self._group_size, prior=self._settings.prior, partial=partial, **self._dial
-        )
-        self._gain_ratios |= dict(zip(visits.uids, ratios.tolist(), strict=True))
+        self._counts |= dict(zip(visits.uids, np.stack([correct, total, partial], axis=1), strict=True))
         self._metrics = self._figures(correct, total, partial, sizes)
 
     def on_group_left(self, group: Group, fate: Fate) -> Group:
@@ -88,16 +86,39 @@ class Budget(Extension):
         if self._settings.objective == "mixed":
             _reject_partial_credit(left)
         uids = [None if row is None else row.group.uid for row in members]
-        ratios = [1.0 if row is None else self._ratio(row.group) for row in members]
+        ratios = self._ratios({row.group.uid: row.group for row in members if row is not None}, left)
         return {
             "rollouts": torch.tensor([0 if uid is None else self._requested[uid] for uid in uids]),
-            "gain_ratio": torch.tensor(ratios, dtype=torch.float64),
+            "gain_ratio": torch.tensor([1.0 if uid is None else ratios[uid] for uid in uids], dtype=torch.float64),
         }
 
-    def _ratio(self, group: Group) -> float:
-        if not group.demonstrations:
-            return self._gain_ratios[group.uid]
-        return demonstration_ratio(group.demonstrations, self._requested[group.uid], self._group_size, **self._dial)
+    def _ratios(self, groups: Mapping[str, Group], left: Sequence[Group]) -> dict[str, float]:
+        """uid -> the ratio of ``stage_inputs``.
+
+        Args:
+            groups: uid -> group, of the rows to train on.
+            left: the groups from which the terms of rewards are known.
+        """
+        of_source: dict[str, list[Group]] = {}
+        for group in left:
+            of_source.setdefault(group.data_source, []).append(group)
+        terms = {source: term_variance(of) for source, of in of_source.items()}
+        correct, total, partial = np.array([self._counts[uid] for uid in groups]).reshape(-1, 3).T
+        ratios = gain_ratios(
+            correct,
+            total,
+            np.array([self._requested[uid] for uid in groups], dtype=np.int64),
+            self._group_size,
+            prior=self._settings.prior,
+            partial=partial,
+            terms=np.array([terms[group.data_source] for group in groups.values()]),
+            **self._dial,
+        )
+        return dict(zip(groups, ratios.tolist(), strict=True)) | {
+            uid: demonstration_ratio(group.demonstrations, self._requested[uid], self._group_size, **self._dial)
+            for uid, group in groups.items()
+            if group.demonstrations
+        }
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
         rollouts, ratio = rows.column("rollouts", "budget"), rows.column("gain_ratio", "budget")
@@ -117,7 +138,7 @@ class Budget(Extension):
         - ``mixed/expected_if_equal``: the same with n rollouts for every prompt
         """
         for group in left:
-            del self._requested[group.uid], self._gain_ratios[group.uid]
+            del self._requested[group.uid], self._counts[group.uid]
         return {f"budget/{name}": value for name, value in self._metrics.items()}
 
     def _figures(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import column
+from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.scalars import is_number
 
 
@@ -95,24 +95,26 @@ class FindingThresholds:
 
 
 THRESHOLDS = FindingThresholds()
+#: A finding describes this many data sources.
+_MOST_SOURCES = 5
 
 
 def recent_mean(table: Columns, name: str) -> float:
     """Mean of a column over the last steps that have a value; NaN if no step has one."""
     values = known_values(table, name)
-    return float(values[-_window(values) :].mean()) if len(values) else float("nan")
+    return float(values[-window_size(values) :].mean()) if len(values) else float("nan")
 
 
 def recent_sum(table: Columns, name: str) -> float:
     """Sum of a column over the steps of ``recent_mean``; 0 if no step has a value."""
     values = known_values(table, name)
-    return float(values[-_window(values) :].sum()) if len(values) else 0.0
+    return float(values[-window_size(values) :].sum()) if len(values) else 0.0
 
 
 def initial_mean(table: Columns, name: str) -> float:
     """Mean of a column over the first steps that have a value; NaN if no step has one."""
     values = known_values(table, name)
-    return float(values[: _window(values)].mean()) if len(values) else float("nan")
+    return float(values[: window_size(values)].mean()) if len(values) else float("nan")
 
 
 def largest_mean(table: Columns, name: str) -> float:
@@ -120,8 +122,38 @@ def largest_mean(table: Columns, name: str) -> float:
     values = known_values(table, name)
     if not len(values):
         return float("nan")
-    size = _window(values)
+    size = window_size(values)
     return float(np.lib.stride_tricks.sliding_window_view(values, size).mean(axis=1).max())
+
+
+def columns_of_parts(table: Columns, pooled: str, figure: str) -> list[tuple[str, str]]:
+    """(words, column) of each data source, or of ``pooled`` alone if the run has a single source.
+
+    A figure over all sources changes with their shares of the groups, although nothing changes in any of them. And a
+    source in which much changes can be hidden by the others.
+
+    Args:
+        pooled: the column over all rollouts. Its words are empty. The words of a source are `` of SOURCE``.
+        figure: the figure in ``steps.source_column``.
+    """
+    of_sources = [(f" of {source}", source_column(figure, source)) for source in sources_of(table)]
+    return of_sources or [("", pooled)]
+
+
+def errors_in_parts(errors: float, n_parts: int) -> float:
+    """The standard errors that chance exceeds in any of ``n_parts`` as rarely as it exceeds ``errors`` in one.
+
+    It follows from the tail of the normal law.
+    """
+    return float(np.sqrt(errors**2 + 2 * np.log(n_parts)))
+
+
+def about_sources(sentences: Sequence[str]) -> str:
+    """The first few of ``sentences``, of which each is about another data source, and how many more there are."""
+    more = len(sentences) - _MOST_SOURCES
+    return " ".join(
+        [*sentences[:_MOST_SOURCES], *([f"The same holds for {more} other data sources."] if more > 0 else [])]
+    )
 
 
 def known_values(table: Columns, name: str) -> np.ndarray:
@@ -193,5 +225,6 @@ def scaled(config: Mapping[str, Any], key: str, factor: float, why: str, *, is_c
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)
 
 
-def _window(values: np.ndarray) -> int:
+def window_size(values: np.ndarray) -> int:
+    """Number of values whose mean counts as recent or initial."""
     return max(1, min(THRESHOLDS.window, len(values) // 3))

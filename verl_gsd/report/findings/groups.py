@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    about_sources,
     assigned,
+    errors_in_parts,
     numeric_value,
     percent,
     recent_mean,
@@ -24,7 +26,7 @@ from verl_gsd.report.findings.finding import (
 )
 from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
-from verl_gsd.report.steps import USES, column
+from verl_gsd.report.steps import USES, column, source_column, sources_of
 from verl_gsd.rundir import SIZES_IN_DATA
 
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
@@ -35,41 +37,78 @@ _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
 
 
+class _Kinds(NamedTuple):
+    """What recent groups are like, of all data sources or of one: shares of them, and their number."""
+
+    of: str
+    groups: float
+    silent: float
+    wrong: float
+    right: float
+
+
 def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The rewards of more than half of the groups give no gradient (``steps.is_silent``).
+    """The rewards of more than half of the groups, of all or of a data source, give no gradient (``steps.is_silent``).
 
     An estimator without a group baseline learns from groups whose rewards are equal, too. So does every estimator if
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
     what is wrong (``alone``), and dynamic sampling would evict them all.
     """
-    share, groups = recent_mean(table, "silent"), recent_sum(table, "groups")
-    error = np.sqrt(share * (1 - share) / groups) if groups else 0.0
-    is_silent = share - THRESHOLDS.silent_errors * error > THRESHOLDS.silent
-    if not is_silent or not has_group_baseline(config.get(ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+    if not has_group_baseline(config.get(ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
         return
-    if numeric_value(config, _GROUP_SIZE) == 1:
+    if numeric_value(config, _GROUP_SIZE) == 1 and not _has_sizes_in_data(table):
         return
-    wrong, right = recent_mean(table, "all_wrong"), recent_mean(table, "all_right")
+    names = ("silent", "all_wrong", "all_right")
+    pooled = _Kinds("", recent_sum(table, "groups"), *(recent_mean(table, name) for name in names))
+    of_sources = _kinds_of_sources(table)
+    found = [pooled] if _is_mostly_silent(pooled, 1) else []
+    found += [kinds for kinds in of_sources if _is_mostly_silent(kinds, len(of_sources))]
+    if not found:
+        return
+    some_are_wrong = any(kinds.wrong >= kinds.right for kinds in found)
     is_filtered = config.get(_DYNAMIC_SAMPLING) is True
     overrides: list[str] = []
     if not is_filtered:
         metric = _filter_metric(table, config)
         overrides.append(f"{_DYNAMIC_SAMPLING}=true algorithm.filter_groups.metric={metric}  # replaces silent groups")
     overrides += _larger_groups(table, config, "larger groups are less often silent")
-    overrides += remedies("all_wrong", config) if wrong >= right else []
+    overrides += remedies("all_wrong", config) if some_are_wrong else []
     overrides += remedies("silent", config)
     cost = (
         "Dynamic sampling evicts these groups, so their rollouts are wasted."
         if is_filtered
         else "These groups take up space in the batch."
     )
-    advice = "" if wrong >= right else " The policy solves most of these prompts. Harder prompts help most."
+    advice = "" if some_are_wrong else " The policy solves most of these prompts. Harder prompts help most."
+    sentences = [
+        f"Recently, all responses were wrong in {percent(kinds.wrong)} of the groups{kinds.of} and all right in "
+        f"{percent(kinds.right)}."
+        for kinds in found
+    ]
     yield Finding(
-        f"{percent(share)} of the groups are silent",
-        f"Recently, all responses were wrong in {percent(wrong)} of the groups and all right in {percent(right)}. "
-        f"The rewards of a silent group give no gradient. {cost}{advice}",
+        f"{percent(found[0].silent)} of the groups{found[0].of} are silent",
+        f"{about_sources(sentences)} The rewards of a silent group give no gradient. {cost}{advice}",
         tuple(overrides),
     )
+
+
+def _kinds_of_sources(table: Columns) -> list[_Kinds]:
+    """Of each data source that has groups in the recent steps."""
+    result = []
+    for source in sources_of(table):
+        groups, *kinds = (
+            recent_sum(table, source_column(f"groups_{name}", source))
+            for name in ("answered", "silent", "all_wrong", "all_right")
+        )
+        if groups:
+            result.append(_Kinds(f" of {source}", groups, *(number / groups for number in kinds)))
+    return result
+
+
+def _is_mostly_silent(kinds: _Kinds, n_parts: int) -> bool:
+    """Whether chance does not explain that the share of silent groups lies above its threshold."""
+    error = np.sqrt(kinds.silent * (1 - kinds.silent) / kinds.groups) if kinds.groups else 0.0
+    return bool(kinds.silent - errors_in_parts(THRESHOLDS.silent_errors, n_parts) * error > THRESHOLDS.silent)
 
 
 def _filter_metric(table: Columns, config: Mapping[str, Any]) -> str:
@@ -117,30 +156,45 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), because the prior
     has little weight for them. A policy that learns makes such groups all right, and nothing is wrong with that.
     Therefore only groups without a right response are compared with their prediction. The standard error is that of the
-    same number of independent groups.
+    same number of independent groups. Each data source is looked at, too: its verifier may fail alone.
     """
-    groups, silent, predicted, wrong, wrong_predicted, variance = (
-        float(np.nansum(column(table, f"likely_{name}")))
-        for name in ("groups", "silent", "predicted", "wrong", "wrong_predicted", "wrong_variance")
-    )
-    if groups < THRESHOLDS.noise_groups or (wrong - wrong_predicted) / groups <= THRESHOLDS.noise:
-        return
-    if wrong - wrong_predicted > THRESHOLDS.noise_errors * np.sqrt(variance):
+    sources = sources_of(table)
+    parts = [(None, 1), *((source, len(sources)) for source in sources)]
+    sentences = [sentence for part in parts if (sentence := _unpredicted(table, *part))]
+    if sentences:
         temperature = numeric_value(config, _TEMPERATURE)
         yield Finding(
             "More groups are silent than earlier visits to their prompts predict",
-            f"{groups:.0f} groups were expected to be mixed, because responses to their prompts differed before. "
-            f"{percent(silent / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
-            f"{percent(wrong / groups)} had no right response, {percent(wrong_predicted / groups)} were expected, so "
-            "that learning does not explain it. "
-            "Possible causes: responses to one prompt depend on each other (a low temperature, shared seeds); the "
-            "verifier fails for whole groups (timeouts, answers that it cannot parse); or the policy has changed much "
-            "since the last visit.",
+            f"{about_sources(sentences)} Learning does not explain groups without a right response. Possible causes: "
+            "responses to one prompt depend on each other (a low temperature, shared seeds); the verifier fails for "
+            "whole groups (timeouts, answers that it cannot parse); or the policy has changed much since the last "
+            "visit.",
             (
                 *(() if temperature is not None and temperature >= 1 else (f"{_TEMPERATURE}=1.0  # if it is lower",)),
                 "reward.custom_reward_function.path=...  # a verifier that gives equal responses equal verdicts",
             ),
         )
+
+
+def _unpredicted(table: Columns, source: str | None, n_parts: int) -> str | None:
+    """A sentence if more groups have no right response than predicted, of one data source or of all; else None."""
+    groups, silent, predicted, wrong, wrong_predicted, variance = (
+        float(np.nansum(column(table, name if source is None else source_column(name, source))))
+        for name in (
+            f"likely_{figure}"
+            for figure in ("groups", "silent", "predicted", "wrong", "wrong_predicted", "wrong_variance")
+        )
+    )
+    if groups < THRESHOLDS.noise_groups or (wrong - wrong_predicted) / groups <= THRESHOLDS.noise:
+        return None
+    if wrong - wrong_predicted <= errors_in_parts(THRESHOLDS.noise_errors, n_parts) * np.sqrt(variance):
+        return None
+    of = "" if source is None else f" of {source}"
+    return (
+        f"{groups:.0f} groups{of} were expected to be mixed, because responses to their prompts differed before. "
+        f"{percent(silent / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
+        f"{percent(wrong / groups)} had no right response, and {percent(wrong_predicted / groups)} were expected."
+    )
 
 
 def alone(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -13,7 +13,10 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    about_sources,
+    columns_of_parts,
     count_values,
+    errors_in_parts,
     initial_mean,
     known_values,
     largest_mean,
@@ -22,6 +25,7 @@ from verl_gsd.report.findings.finding import (
     percent,
     recent_mean,
     scaled,
+    window_size,
 )
 from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
 from verl_gsd.report.findings.trends import lasting_fall
@@ -93,19 +97,38 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
     Lengths that rose and returned to their initial mean are no collapse.
     """
-    name = length_column(table)
-    longest, last = largest_mean(table, name), recent_mean(table, name)
-    is_shorter = last < THRESHOLDS.length * longest and last < initial_mean(table, name)
-    if count_values(table, name) >= THRESHOLDS.trend and is_shorter:
+    parts = columns_of_parts(table, length_column(table), "tokens_per_response")
+    sentences = [
+        f"The mean length of the responses{of} fell from {largest_mean(table, name):.3g} to "
+        f"{recent_mean(table, name):.3g} tokens."
+        for of, name in parts
+        if _is_shorter(table, name, len(parts))
+    ]
+    if sentences:
         other_average = _average_over_all_tokens(config)
         of_loss = "A loss that is averaged over the tokens of each response favours short right responses. So does a"
         yield Finding(
             "Responses become very short",
-            f"Their mean length fell from {longest:.3g} to {last:.3g} tokens. "
+            f"{about_sources(sentences)} "
             f"{of_loss if other_average else 'A possible cause is a'} verifier that accepts an answer without "
             "reasoning.",
             (*other_average, *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False)),
         )
+
+
+def _is_shorter(table: Columns, name: str, n_parts: int) -> bool:
+    """Whether the lengths of a column collapse.
+
+    A data source with few groups per step is noisy, because some prompts have much longer responses than others. The
+    noise is estimated from the differences between consecutive steps.
+    """
+    lengths = known_values(table, name)
+    longest, last = largest_mean(table, name), recent_mean(table, name)
+    if len(lengths) < THRESHOLDS.trend or last >= min(THRESHOLDS.length * longest, initial_mean(table, name)):
+        return False
+    of_step = float(np.sqrt(np.mean(np.diff(lengths) ** 2) / 2))
+    error = of_step * np.sqrt(2 / window_size(lengths))
+    return longest - last > errors_in_parts(THRESHOLDS.growth_errors, n_parts) * error
 
 
 def _average_over_all_tokens(config: Mapping[str, Any]) -> tuple[str, ...]:

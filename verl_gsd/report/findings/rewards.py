@@ -11,7 +11,9 @@ from verl_gsd.report.findings.finding import (
     THRESHOLDS,
     Finder,
     Finding,
+    about_sources,
     assigned,
+    columns_of_parts,
     initial_mean,
     is_rated,
     on_reward_scale,
@@ -29,8 +31,6 @@ _WORKERS = "reward.num_workers"
 _FAILURES = "reward/failures/"
 _UNVERIFIED = "verifier/unverified"
 _SHUFFLE = "data.shuffle"
-#: A finding lists this many shifts.
-_MOST_SHIFTS = 5
 
 
 def failing(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -87,12 +87,11 @@ def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
         sentences = [
             f"At step {shift.step}, the {figure} of the rollouts{of} changed at once from {shift.before:.3f} to "
             f"{shift.after:.3f}."
-            for of, figure, shift in shifts[:_MOST_SHIFTS]
+            for of, figure, shift in shifts
         ]
-        more = len(shifts) - len(sentences)
         yield Finding(
             "The verdicts of the verifier shift",
-            f"{' '.join(sentences)} {f'So did those of {more} other data sources. ' if more else ''}"
+            f"{about_sources(sentences)} "
             "Possible causes: the verifier or its server changed, for example at a resume; the prompts from this step "
             "on are of another kind; or a single update damaged the policy.",
             (
@@ -124,12 +123,18 @@ def _shift_of_source(table: Columns, source: str, n_sources: int) -> tuple[str, 
 
 def rising_unverified(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The verifier can verify fewer and fewer responses, which then count as wrong."""
-    if growth(table, _UNVERIFIED) > THRESHOLDS.unverified:
+    parts = columns_of_parts(table, _UNVERIFIED, "unverified")
+    sentences = [
+        f"It could not verify {percent(initial_mean(table, name))} of the responses{of} initially, and "
+        f"{percent(recent_mean(table, name))} recently."
+        for of, name in parts
+        if growth(table, name, n_parts=len(parts)) > THRESHOLDS.unverified
+    ]
+    if sentences:
         yield Finding(
             "The verifier can verify fewer and fewer responses",
-            f"It could not verify {percent(initial_mean(table, _UNVERIFIED))} of the responses initially, and "
-            f"{percent(recent_mean(table, _UNVERIFIED))} recently. They count as wrong. The policy's answers changed "
-            "their form, or comparisons take too long.",
+            f"{about_sources(sentences)} They count as wrong. The policy's answers changed their form, or comparisons "
+            "take too long.",
             (f"{_REWARD_FUNCTION} can read the answers that the policy writes now",),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_gsd.report.findings.finding import THRESHOLDS, known_values
+from verl_gsd.report.findings.finding import THRESHOLDS, errors_in_parts, known_values
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column
 
@@ -66,7 +66,7 @@ def sudden_shift(table: Columns, name: str, least: float, *, n_parts: int | None
     if n_parts is not None:
         others = np.sort(np.abs(differences))[:-1]  # the largest may be the shift
         noise = max(noise, float(np.sqrt(np.mean(others**2))))
-        spreads = float(np.sqrt(spreads**2 + 2 * np.log(n_parts)))  # by the tail of the normal law
+        spreads = errors_in_parts(spreads, n_parts)
     limit = max(least, spreads * noise / np.sqrt(2))
     near, far = (_changes(values, size)[_FAR - size : len(values) - _FAR - size + 1] for size in (_NEAR, _FAR))
     # ``far`` may be larger by the noise alone; a steady growth is larger by the ratio of the distances.
@@ -119,10 +119,13 @@ def lasting_fall(
     return Fall(int(steps[at + size - 1]), best, last, size)
 
 
-def growth(table: Columns, name: str) -> float:
+def growth(table: Columns, name: str, *, n_parts: int = 1) -> float:
     """Recent mean minus initial mean of a column; 0 if noise explains it, or if there are too few steps.
 
     The noise of a window's mean is estimated from the values of the window.
+
+    Args:
+        n_parts: the column is one of so many parts of a figure, which are all compared.
     """
     values = known_values(table, name)
     if len(values) < THRESHOLDS.trend:
@@ -131,7 +134,7 @@ def growth(table: Columns, name: str) -> float:
     first, last = values[:size], values[-size:]
     difference = float(last.mean() - first.mean())
     error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / size)
-    return difference if abs(difference) > THRESHOLDS.growth_errors * error else 0.0
+    return difference if abs(difference) > errors_in_parts(THRESHOLDS.growth_errors, n_parts) * error else 0.0
 
 
 def _changes(values: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Rollouts shared out: the weights of the update, who requests them, and mistakes named before Ray starts."""
 
 import itertools
+import math
 import re
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from scipy.stats import chi
 from verl_gsd import chain
 from verl_gsd.algorithms.rollouts.budget import Budget
 from verl_gsd.algorithms.rollouts.budget_settings import BudgetSettings
-from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights
+from verl_gsd.algorithms.rollouts.group_size_weights import gain_ratios, group_size_weights, term_variance
 from verl_gsd.audit import audit
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import ExtensionError, Visits
@@ -230,6 +231,137 @@ def test_the_gain_of_normal_verdicts_is_that_of_the_chi_distribution():
         assert ratio == pytest.approx(of_sizes[0] / of_sizes[1], rel=2e-3)
     (ratio,) = gain_ratios(np.array([5000.0]), np.array([1e4]), np.array([2]), 8, alpha=5.0, ddof=0, **tiny)
     assert ratio == pytest.approx(1), "as at alpha 2"
+
+
+# Rewards with a term beside the verdict
+
+LENGTHS = (-0.3, 0.0)
+#: Name -> (rewards, (p of a right response) -> their probabilities, bounds of the parts at alpha 1).
+SHAPED = {
+    "length penalty": (
+        (*LENGTHS, *(1 + term for term in LENGTHS)),
+        lambda p: np.outer([1 - p, p], [0.5, 0.5]).ravel(),
+        (0.9, 1.03),
+    ),
+    "a fifth is cut off": (
+        (-0.5, 0.0, 0.5, 1.0),
+        lambda p: np.outer([1 - p, p], [0.2, 0.8]).ravel(),
+        (0.81, 1.04),
+    ),
+    "share of 3 tests passed": ((0.0, 1 / 3, 2 / 3, 1.0), lambda p: tests_passed(p ** (1 / 3)), (0.89, 1.03)),
+}
+
+
+def tests_passed(rate):
+    return np.array([math.comb(3, n) * rate**n * (1 - rate) ** (3 - n) for n in range(4)])
+
+
+def is_right(rewards):
+    """A response is right if its reward is that of a right one of ``SHAPED``, or if all tests passed."""
+    return (rewards >= 0.5) & ~np.isclose(rewards, 2 / 3)
+
+
+def exact_gain(values, chances, size, alpha):
+    """E[sum_j A_j R_j] / G of groups of ``size``, over the numbers of responses with each of ``values``."""
+    total = 0.0
+    for split in itertools.combinations(range(size + len(values) - 1), len(values) - 1):
+        counts = np.diff((-1, *split, size + len(values) - 1)) - 1
+        spread = np.repeat(values, counts).std()
+        if len(np.flatnonzero(counts)) > 1:
+            log_chance = math.lgamma(size + 1) - sum(map(math.lgamma, counts + 1)) + counts @ np.log(chances)
+            total += math.exp(log_chance) * spread**2 / (spread * math.sqrt(size / (size - 1))) ** alpha
+    return total
+
+
+def shaped_groups(values, chances, number=400):
+    """Groups of 8 of a data source whose prompts have a solve rate of a tenth and a half."""
+    random = np.random.default_rng(0)
+    rewards = [random.choice(values, 8, p=chances(0.1 if group % 2 else 0.5)) for group in range(number)]
+    return [
+        Group(f"uid{at}", "math", at, row, is_right(row).astype(float), np.ones(8, np.int64))
+        for at, row in enumerate(rewards)
+    ]
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("reward", SHAPED)
+def test_the_expected_part_of_a_prompt_with_a_shaped_reward_is_nearly_that_with_equal_groups(reward, alpha):
+    """By the verdicts alone, parts were 0.8 to 1.4 of that at alpha 1."""
+    values, chances, (least, most) = SHAPED[reward]
+    terms = term_variance(shaped_groups(values, chances))
+    known = {"prior": PRIOR, "alpha": alpha, "ddof": 1, "eps": 0.0}
+    with_term, of_verdicts = [], []
+    for rate, size in itertools.product((0.02, 0.1, 0.5), (2, 4, 12)):
+        gains = [exact_gain(values, chances(rate), responses, alpha) for responses in (size, 8)]
+        for found, variance in ((with_term, terms), (of_verdicts, 0.0)):
+            counts = np.array([rate * 1e7]), np.array([1e7]), np.array([size])
+            found.append(gain_ratios(*counts, 8, terms=variance, **known)[0] * gains[0] / gains[1])
+    errors, errors_before = (np.abs(np.log(found)) for found in (with_term, of_verdicts))
+    if alpha == 0:
+        assert with_term == pytest.approx(np.ones(len(with_term)), rel=1e-6)
+        return
+    assert errors.mean() < 0.6 * errors_before.mean()
+    if alpha == 1:
+        assert least < min(with_term) and max(with_term) < most and errors_before.max() > 0.2
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.5, 1.0])
+def test_the_gain_with_a_normal_term_is_exact(alpha):
+    random, rate, spread, gains = np.random.default_rng(0), 0.2, 0.3, []
+    for size in (5, 2):
+        shape = 400_000, size
+        rewards = (random.random(shape) < rate) + spread * random.standard_normal(shape)
+        gains.append(np.mean(rewards.std(axis=1) ** (2 - alpha)))
+    counts, known = (np.array([rate * 1e8]), np.array([1e8]), np.array([2])), {"prior": PRIOR, "ddof": 0, "eps": 0.0}
+    (ratio,) = gain_ratios(*counts, 5, terms=spread**2, alpha=alpha, **known)
+    assert ratio == pytest.approx(gains[0] / gains[1], rel=0.01)
+
+
+def one_group(rewards, verdicts):
+    rewards, verdicts = np.array(rewards, dtype=float), np.array(verdicts, dtype=float)
+    return Group("uid", "math", 0, rewards, verdicts, np.ones(len(rewards), np.int64))
+
+
+def test_the_variance_of_a_term_is_zero_if_the_verdict_is_the_reward_and_has_no_scale():
+    random = np.random.default_rng(0)
+    verdicts = (random.random((300, 8)) < random.random((300, 1))).astype(float)
+    assert term_variance([one_group(row, row) for row in verdicts]) == 0
+    rounded = np.float32(0.1) + np.float32(0.7) * verdicts.astype(np.float32)
+    assert term_variance([one_group(*rows) for rows in zip(rounded, verdicts, strict=True)]) == 0
+    assert term_variance([]) == term_variance([one_group([0.3], [1])]) == 0
+    terms = 0.2 * random.standard_normal(verdicts.shape)
+    for scale, start in ((1.0, 0.0), (40.0, -20.0)):
+        rewards = start + scale * (verdicts + terms)
+        found = term_variance([one_group(*rows) for rows in zip(rewards, verdicts, strict=True)])
+        assert found == pytest.approx(0.04, rel=0.1)
+    rewards = verdicts + terms
+    rewards[0, 0] -= 20
+    found = term_variance([one_group(*rows) for rows in zip(rewards, verdicts, strict=True)])
+    assert found < 0.06, "one extreme reward; its variance alone would be 0.2"
+    assert term_variance([one_group(row, [0] * 8) for row in terms]) == pytest.approx(0.04, rel=0.1), "none is right"
+    unrelated = [one_group([0.0, 1.0, 0.0, 1.0], [0, 0, 1, 1])]
+    assert term_variance(unrelated) == pytest.approx(1e6)
+
+
+def test_a_term_of_one_data_source_changes_no_prompt_of_another():
+    store, keys = PromptStore(), [("math", 1), ("code", 1)]
+    for key in keys:
+        store.observe(key, 1, 8, step=1)
+    budget = Budget({"minimum": 2}, services(8, store))
+    planned(budget, keys)
+    budget._requested = dict.fromkeys(budget._requested, 4)
+    plain = [0.0, 0.0, 1.0, 1.0]
+    shaped = [0.0, -0.4, 1.0, 0.8]
+    groups = [
+        Group(f"uid{at}", *key, np.array(rewards), np.array(plain), np.ones(4, np.int64))
+        for at, (key, rewards) in enumerate(zip(keys, (plain, shaped), strict=True))
+    ]
+    ratios = budget.stage_inputs([Member(group, 0) for group in groups], groups)["gain_ratio"].tolist()
+    expected = [
+        gain_ratios(*np.array([[1], [8], [4]]), 8, prior=PRIOR, terms=term_variance([group]), **DIAL)[0]
+        for group in groups
+    ]
+    assert ratios == pytest.approx(expected) and abs(ratios[0] - ratios[1]) > 0.01
 
 
 # The extension
