@@ -450,43 +450,114 @@ def failed_judgements(of: Draw) -> None:
     of.extensions["judge_failed"] = of.rng.binomial(of.scenario.size, 0.1, of.prompt.shape).astype(float)
 
 
+# Faults that begin at the first step, and are complete after about ten
+
+
+def still_healthy(of: Draw) -> np.ndarray:
+    """(steps,) the part of a figure that an early fault has not changed yet. Its time constant is 3 steps."""
+    return np.exp(-np.arange(of.scenario.steps) / 3)
+
+
+def early_collapse(of: Draw) -> None:
+    of.metrics["actor/entropy"] *= 0.1 + 0.9 * still_healthy(of)
+
+
+def early_shortening(of: Draw) -> None:
+    of.length *= (1 / 3 + 2 / 3 * still_healthy(of))[:, None]
+
+
+def early_unverified(of: Draw) -> None:
+    of.metrics["verifier/unverified"] = of.metrics["verifier/unverified"] + 0.15 * (1 - still_healthy(of))
+
+
+def fall_after_the_first_validation(of: Draw) -> None:
+    of.held_out_rates[1:] *= 0.72
+
+
+def early_contradictions(of: Draw) -> None:
+    share = 0.15 + 0.35 * (1 - still_healthy(of))
+    pairs = of.extensions["dagrpo_pairs"].astype(int)
+    of.extensions["dagrpo_pairs_contradicted"] = of.rng.binomial(pairs, share[:, None]).astype(float)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a run.
+
+    Attributes:
+        finding: name of the finder that should find it.
+        about: what is wrong.
+        scenario: a healthy scenario.
+        apply: changes a draw of the scenario.
+    """
+
+    finding: str
+    about: str
+    scenario: Scenario
+    apply: Callable[[Draw], None]
+
+
 HALF = Scenario(law=(4.0, 4.0), held_out=500)
-#: Finder -> (what is wrong, a healthy scenario, the fault).
-FAULTS: dict[str, tuple[str, Scenario, Callable[[Draw], None]]] = {
-    "silent": ("70% of the groups are unanimous", Scenario(), silence),
-    "noisy": ("40% of the groups depend on one response", Scenario(law=(4.0, 4.0), prompts=300), dependence),
-    "alone": ("10% of the groups have one response", Scenario(), singles),
-    "unused": ("30% of the groups are surplus", Scenario(), leave(1, 0.3)),
-    "failed": ("5% of the groups failed", Scenario(), leave(3, 0.05)),
-    "failing": ("one response in 800 lost its reward", Scenario(), lost_rewards),
-    "slow": ("rewards take 80% of a step", Scenario(), scaled("reward/share_of_step", 4)),
-    "shifted_verdicts": ("accuracy drops from .5 to .2 within a step", HALF, shift),
-    "rising_unverified": ("unverified responses rise from 2% to 17%", Scenario(), raised("verifier/unverified", 0.15)),
-    "entropy": ("entropy falls to a tenth", Scenario(), scaled("actor/entropy", 0.1)),
-    "length": ("responses become a third as long", Scenario(), shorten),
-    "cut": ("half of the responses are cut off", Scenario(), scaled("response_length/clip_ratio", 5)),
-    "unlearning": ("500 held-out prompts: from .5 to .4", HALF, fall(0.2)),
-    "gradient_spikes": ("one gradient norm of 1e10", Scenario(), spike),
-    "oscillating_loss": ("the loss scatters 20 times as much", Scenario(), scaled("actor/pg_loss", 20)),
-    "strong_pull": ("a pull of three times the push", Scenario(), scaled("gvpo/pull_over_push", 5)),
-    "frozen_anchor": ("the anchor stays at .3 and the accuracy at .5", HALF, frozen),
-    "wrong_rates": (
+#: The number of a fault is part of the seed of its runs: add new ones at the end.
+FAULTS = [
+    Fault("silent", "70% of the groups are unanimous", Scenario(), silence),
+    Fault("noisy", "40% of the groups depend on one response", Scenario(law=(4.0, 4.0), prompts=300), dependence),
+    Fault("alone", "10% of the groups have one response", Scenario(), singles),
+    Fault("unused", "30% of the groups are surplus", Scenario(), leave(1, 0.3)),
+    Fault("failed", "5% of the groups failed", Scenario(), leave(3, 0.05)),
+    Fault("failing", "one response in 800 lost its reward", Scenario(), lost_rewards),
+    Fault("slow", "rewards take 80% of a step", Scenario(), scaled("reward/share_of_step", 4)),
+    Fault("shifted_verdicts", "accuracy drops from .5 to .2 within a step", HALF, shift),
+    Fault(
+        "rising_unverified", "unverified responses rise from 2% to 17%", Scenario(), raised("verifier/unverified", 0.15)
+    ),
+    Fault("entropy", "entropy falls to a tenth", Scenario(), scaled("actor/entropy", 0.1)),
+    Fault("length", "responses become a third as long", Scenario(), shorten),
+    Fault("cut", "half of the responses are cut off", Scenario(), scaled("response_length/clip_ratio", 5)),
+    Fault("unlearning", "500 held-out prompts: from .5 to .4", HALF, fall(0.2)),
+    Fault("gradient_spikes", "one gradient norm of 1e10", Scenario(), spike),
+    Fault("oscillating_loss", "the loss scatters 20 times as much", Scenario(), scaled("actor/pg_loss", 20)),
+    Fault("strong_pull", "a pull of three times the push", Scenario(), scaled("gvpo/pull_over_push", 5)),
+    Fault("frozen_anchor", "the anchor stays at .3 and the accuracy at .5", HALF, frozen),
+    Fault(
+        "wrong_rates",
         "under a budget, solve rates rise from .5 to .97",
         Scenario(law=(8.0, 8.0), prompts=200, budget=True),
         mastered,
     ),
-    "slow_judge": ("the judge takes 80% of a step", Scenario(), scaled("judge/share_of_step", 4)),
-    "tied_scores": ("the judge scores 70% of the pairs alike", Scenario(), scaled("dagrpo/pairs/tied", 3.5)),
-    "contradicted_verifier": ("the judge contradicts half of the pairs", Scenario(), more_contradictions),
-    "drifting_judge": ("the mean score rises by 3 of 10", Scenario(), shift_scores),
-    "few_pairs_kept": ("the mask keeps no pair", Scenario(), few_kept),
-    "failed_judgements": ("10% of the judgements fail", Scenario(), failed_judgements),
-    "missing_demonstrations": (
+    Fault("slow_judge", "the judge takes 80% of a step", Scenario(), scaled("judge/share_of_step", 4)),
+    Fault("tied_scores", "the judge scores 70% of the pairs alike", Scenario(), scaled("dagrpo/pairs/tied", 3.5)),
+    Fault("contradicted_verifier", "the judge contradicts half of the pairs", Scenario(), more_contradictions),
+    Fault("drifting_judge", "the mean score rises by 3 of 10", Scenario(), shift_scores),
+    Fault("few_pairs_kept", "the mask keeps no pair", Scenario(), few_kept),
+    Fault("failed_judgements", "10% of the judgements fail", Scenario(), failed_judgements),
+    Fault(
+        "missing_demonstrations",
         "one demonstration in a hundred is found",
         Scenario(),
         scaled("dagrpo/demonstrations/found", 0.01),
     ),
-}
+    Fault("entropy", "entropy falls to a tenth within the first steps", Scenario(), early_collapse),
+    Fault("length", "responses become a third as long within the first steps", Scenario(), early_shortening),
+    Fault(
+        "rising_unverified",
+        "unverified responses rise from 2% to 17% within the first steps",
+        Scenario(),
+        early_unverified,
+    ),
+    Fault(
+        "unlearning",
+        "500 held-out prompts: from .5 to .36 after the first of 20 validations",
+        HALF,
+        fall_after_the_first_validation,
+    ),
+    Fault(
+        "drifting_judge",
+        "the judge contradicts 15% of the pairs, and 50% after the first steps",
+        Scenario(),
+        early_contradictions,
+    ),
+]
 
 
 def finders() -> dict[str, Finder]:
@@ -539,9 +610,9 @@ def table(figures: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     healthy = sum(page["runs"] for page in figures["pages"].values())
-    for name, of in figures["power"].items():
-        false = sum(counts.get(name, 0) for counts in figures["false"].values())
-        lines.append(f"| `{name}` | {of['fault']} | {of['found'] / of['runs']:.1%} | {false} of {healthy} |")
+    for of in figures["power"]:
+        false = sum(counts.get(of["finding"], 0) for counts in figures["false"].values())
+        lines.append(f"| `{of['finding']}` | {of['fault']} | {of['found'] / of['runs']:.1%} | {false} of {healthy} |")
     return "\n".join(lines) + "\n"
 
 
@@ -560,13 +631,14 @@ def main(
             false[name].update(wrong)
             pages[name] += bool(wrong)
         print(f"{name}: {pages[name]} of {runs} pages have a false alarm", dict(false[name]), flush=True)
-    power = {}
-    for number, (name, (about, scenario, fault)) in enumerate(FAULTS.items()):
+    power = []
+    for number, fault in enumerate(FAULTS):
         found = sum(
-            name in alarms(scenario, np.random.default_rng([seed, 1, number, run]), fault) for run in range(runs)
+            fault.finding in alarms(fault.scenario, np.random.default_rng([seed, 1, number, run]), fault.apply)
+            for run in range(runs)
         )
-        power[name] = {"fault": about, "found": found, "runs": runs}
-        print(f"{name} ({about}): {found} of {runs}", flush=True)
+        power.append({"finding": fault.finding, "fault": fault.about, "found": found, "runs": runs})
+        print(f"{fault.finding} ({fault.about}): {found} of {runs}", flush=True)
     figures = {
         "runs": runs,
         "seed": seed,

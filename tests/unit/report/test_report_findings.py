@@ -37,6 +37,11 @@ def falling(first, last):
     return np.linspace(first, last, STEPS)
 
 
+def from_first_step(before, after, time_constant=3, steps=STEPS):
+    """A figure that changes from the first step on, and reaches its new value after a few time constants."""
+    return after + (before - after) * np.exp(-np.arange(steps) / time_constant)
+
+
 def known_after(step, values):
     return np.where(np.arange(STEPS) >= step, values, np.nan)
 
@@ -87,6 +92,8 @@ CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
 
 #: What noise adds to a figure, so that no figure is constant.
 WAVE = 0.02 * np.resize([1.0, -1.0, 0.5], STEPS)
+#: A figure that drifts up and down, and is low in the first steps.
+SLOW_NOISE = 0.12 - 0.08 * np.cos(2 * np.pi * np.arange(STEPS) / 10)
 NORMS = np.exp(10 * WAVE)
 LOST = np.where(np.arange(STEPS) >= 20, np.nan, NORMS)
 SPIKE = np.where(np.arange(STEPS) == 20, 1e10, NORMS)
@@ -157,6 +164,8 @@ FIRES = [
     (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
+    (policy.entropy, table(actor__entropy=from_first_step(0.5, 0.05)), {}, "clip_ratio_high=0.28"),
+    (policy.length, table(tokens_per_response=from_first_step(800, 250)), {}, "loss_agg_mode=token-mean"),
     (
         policy.length,
         table(tokens_per_response=np.repeat([400, 1200, 350], STEPS // 3)),
@@ -177,6 +186,7 @@ FIRES = [
         "gives the same verdict",
     ),
     (rewards.rising_unverified, table(verifier__unverified=falling(0.01, 0.3)), {}, "can read the answers"),
+    (rewards.rising_unverified, table(verifier__unverified=from_first_step(0.02, 0.17)), {}, "can read the answers"),
     (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {}, "algo=dagrpo_mask"),
     (updates.gradient_spikes, table(actor__grad_norm=SPIKE), {CLIPPING: 1.0}, f"{CLIPPING}=0.5"),
     (
@@ -197,6 +207,8 @@ FIRES = [
     (policy.cut, table(response_length__max=512, response_length__clip_ratio=0.5), LONGEST, "max_response_length=1024"),
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=2000), {}, "optim.lr"),
     (policy.unlearning, held_out(*(0.5 - 0.01 * LONG_WAVE[:10]), *(0.3 - 0.01 * LONG_WAVE[:10])), {}, "optim.lr"),
+    (policy.unlearning, held_out(0.5, *[0.36] * 19, prompts=500), {}, "optim.lr"),
+    (policy.unlearning, held_out(0.5, 0.5, *[0.42] * 18, prompts=800), {}, "optim.lr"),
     (policy.unlearning, held_out_reward(FALLEN), {}, "optim.lr"),
     (policy.unlearning, held_out_reward(40 * FALLEN - 10, spread=20.0), {}, "optim.lr"),
     (hadw.frozen_anchor, table(anchor=0.4, hadw__accuracy=0.6), {}, "preset=hard"),
@@ -229,6 +241,7 @@ FIRES = [
     (dagrpo.contradicted_verifier, table(pairs_contradicted=0.5), {}, "judge.model"),
     (dagrpo.drifting_judge, table(judge_score=5 + WAVE + 3 * LATE), {}, "quantile"),
     (dagrpo.drifting_judge, table(pairs_contradicted=falling(0.05, 0.25) + WAVE / 2), {}, "judge calibrate"),
+    (dagrpo.drifting_judge, table(pairs_contradicted=from_first_step(0.15, 0.35)), {}, "judge calibrate"),
     (dagrpo.few_pairs_kept, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
 ]
 
@@ -252,12 +265,18 @@ QUIET = [
     (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_colocate_async"}),
     (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
     (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
+    (policy.entropy, table(actor__entropy=from_first_step(0.5, 0.15)), {}),
+    (policy.entropy, table(actor__entropy=np.where(np.arange(STEPS) == 0, 3.2, 0.4 + WAVE)), {}),
     (policy.length, table(tokens_per_response=falling(400, 300)), {}),
+    (policy.length, table(tokens_per_response=from_first_step(800, 500)), {}),
+    (policy.length, table(tokens_per_response=np.where(np.arange(STEPS) == 0, 3000, 400 + 1000 * WAVE)), {}),
     (policy.length, table(tokens_per_response=np.repeat([400, 1200, 450], STEPS // 3)), {}),
     (rewards.shifted_verdicts, table(accuracy=falling(0.1, 0.9)), {}),
     (rewards.shifted_verdicts, table(accuracy=1 / (1 + np.exp(np.linspace(6, -6, STEPS)))), {}),
     (rewards.shifted_verdicts, table(accuracy=np.where(np.arange(STEPS) == 15, 0.9, 0.1 + WAVE)), {}),
     (rewards.rising_unverified, table(verifier__unverified=np.resize([0.0, 0.3, 0.1], STEPS)), {}),
+    (rewards.rising_unverified, table(verifier__unverified=known_after(3, 0.0) + np.resize([0, 0.3, 0.1], STEPS)), {}),
+    (rewards.rising_unverified, table(verifier__unverified=SLOW_NOISE), {}),
     (updates.gradient_spikes, table(actor__grad_norm=NORMS, actor__pg_loss=0.1), {}),
     (updates.gradient_spikes, table(actor__grad_norm=falling(5, 0.1)), {}),
     (updates.gradient_spikes, table(actor__pg_loss=0.1, actor__lr=1e-6), {}),  # the norm is not logged
@@ -276,6 +295,7 @@ QUIET = [
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41, prompts=100), {}),  # two standard errors
     (policy.unlearning, held_out(0.3, 0.5, 0.4, 0.41), {}),  # no word on the prompts, and too few values to tell
     (policy.unlearning, held_out(0.5, 0.3, prompts=2000), {}),
+    (policy.unlearning, held_out(0.58, *[0.5] * 19, prompts=500), {}),  # the first validation was lucky
     # Means of 1 and -1 scatter twice as much as a proportion with the same mean, and it has no error below 0.
     (policy.unlearning, held_out(*SIGNED_WAVE, prompts=400) | {"val/outside/math": np.full(STEPS, 160.0)}, {}),
     (policy.unlearning, held_out(*(SIGNED_WAVE - 0.5), prompts=400), {}),
@@ -330,6 +350,35 @@ def parsed(word):
 @pytest.mark.parametrize(("finder", "steps", "config"), QUIET)
 def test_without_the_problem_there_is_no_finding(finder, steps, config):
     assert list(finder(steps, config)) == []
+
+
+#: Finder, column, (before, after) of a fault that begins at the first step.
+EARLY = [
+    (policy.entropy, "actor/entropy", (0.5, 0.05)),
+    (policy.length, "tokens_per_response", (800, 250)),
+    (rewards.rising_unverified, "verifier/unverified", (0.02, 0.17)),
+    (dagrpo.drifting_judge, "pairs_contradicted", (0.15, 0.4)),
+]
+
+
+@pytest.mark.parametrize("time_constant", [2, 3, 5, 10, 30])
+@pytest.mark.parametrize(("finder", "name", "change"), EARLY)
+def test_a_finding_about_an_early_fault_remains_as_the_run_grows(finder, name, change, time_constant):
+    values = from_first_step(*change, time_constant, steps=240)
+    values *= 1 + np.resize([0.02, -0.02, 0.01], 240)
+    found = [
+        any(True for _ in finder({"step": np.arange(1, steps + 1), name: values[:steps]}, {}))
+        for steps in (*range(12, 61, 4), 80, 120, 240)
+    ]
+    assert found[-1] and found == sorted(found), found
+
+
+def test_a_fall_below_the_base_model_is_found_with_any_number_of_validations():
+    accuracies = np.array([0.5, *(0.36 + np.resize([0.01, -0.01, 0.005], 59))])
+    for validations in (*range(4, 25), 40, 60):
+        table = {"step": np.arange(validations) * 5, HELD_OUT: accuracies[:validations]}
+        (finding,) = policy.unlearning(table | {"val/prompts/math": np.full(validations, 700.0)}, {})
+        assert finding.text.startswith("It was 0.500 up to step 0 and is 0.3"), finding.text
 
 
 #: Words of a run that the finders of a module are for.

@@ -9,13 +9,12 @@ from verl_gsd.report.findings.finding import (
     Finder,
     Finding,
     assigned,
-    initial_mean,
     numeric_value,
     percent,
     recent_mean,
     scaled,
 )
-from verl_gsd.report.findings.trends import growth, sudden_shift
+from verl_gsd.report.findings.trends import rise, sudden_shift
 from verl_gsd.report.reading import Columns
 
 _DELTA = "algorithm.gsd.dagrpo.delta"
@@ -122,9 +121,12 @@ def drifting_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
         sentences.append(
             f"At step {shift.step}, its mean score changed at once from {shift.before:.2f} to {shift.after:.2f}."
         )
-    if growth(table, "pairs_contradicted") > MAX_CONTRADICTION_GROWTH:
-        first, last = (mean(table, "pairs_contradicted") for mean in (initial_mean, recent_mean))
-        sentences.append(f"It contradicted the verifier on {percent(first)} of the pairs, and now on {percent(last)}.")
+    contradictions = rise(table, "pairs_contradicted", MAX_CONTRADICTION_GROWTH)
+    if contradictions is not None:
+        sentences.append(
+            f"It contradicted the verifier on {percent(contradictions.first)} of the pairs, and now on "
+            f"{percent(contradictions.last)}."
+        )
     if sentences:
         follows = numeric_value(config, f"{_DELTA}.quantile") is not None
         advice = () if follows else (f"'{_DELTA}={{quantile:0.25}}'  # follows the scale of the scores",)

@@ -52,7 +52,8 @@ class FindingThresholds:
             be mixed.
         noise_groups: groups that this comparison needs.
         noise_errors: standard errors that the difference must exceed.
-        entropy: recent mean divided by initial mean, below which the policy collapses.
+        start: the smallest number of first steps whose median counts as a level at the start of the run.
+        entropy: recent mean divided by the largest level at the start, below which the policy collapses.
         length: recent mean divided by the largest earlier mean, below which the policy collapses.
         clipped: share of responses that reach the maximum length.
         accuracy: fall of held-out accuracy from its best. It must also exceed what chance explains.
@@ -79,6 +80,7 @@ class FindingThresholds:
     noise: float = 0.06
     noise_groups: int = 100
     noise_errors: float = 4.0
+    start: int = 3
     entropy: float = 0.2
     length: float = 0.5
     clipped: float = 0.3

@@ -15,7 +15,6 @@ from verl_gsd.report.findings.finding import (
     Finding,
     about_sources,
     columns_of_parts,
-    count_values,
     errors_in_parts,
     initial_mean,
     known_values,
@@ -28,7 +27,7 @@ from verl_gsd.report.findings.finding import (
     window_size,
 )
 from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
-from verl_gsd.report.findings.trends import lasting_fall
+from verl_gsd.report.findings.trends import Level, lasting_fall, noise_of_step, start_levels
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
@@ -47,9 +46,13 @@ _BYPASS = "algorithm.rollout_correction.bypass_mode"
 
 
 def entropy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The policy's entropy is a small fraction of its initial value."""
-    first, last = initial_mean(table, ENTROPY), recent_mean(table, ENTROPY)
-    if count_values(table, ENTROPY) >= THRESHOLDS.trend and last < THRESHOLDS.entropy * first:
+    """The policy's entropy is a small fraction of its value at the start."""
+    values = known_values(table, ENTROPY)
+    if len(values) < THRESHOLDS.trend:
+        return
+    first = max(initial_mean(table, ENTROPY), *(level.value for level in start_levels(values)))
+    last = recent_mean(table, ENTROPY)
+    if last < THRESHOLDS.entropy * first:
         yield Finding(
             "The policy's entropy collapses",
             f"It fell from {first:.3g} to {last:.3g} nats per token. Responses to one prompt become alike, and groups "
@@ -98,11 +101,11 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     Lengths that rose and returned to their initial mean are no collapse.
     """
     parts = columns_of_parts(table, length_column(table), "tokens_per_response")
+    of_parts = [(of, name, _length_before_collapse(table, name, len(parts))) for of, name in parts]
     sentences = [
-        f"The mean length of the responses{of} fell from {largest_mean(table, name):.3g} to "
-        f"{recent_mean(table, name):.3g} tokens."
-        for of, name in parts
-        if _is_shorter(table, name, len(parts))
+        f"The mean length of the responses{of} fell from {before:.3g} to {recent_mean(table, name):.3g} tokens."
+        for of, name, before in of_parts
+        if before is not None
     ]
     if sentences:
         other_average = _average_over_all_tokens(config)
@@ -116,19 +119,26 @@ def length(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _is_shorter(table: Columns, name: str, n_parts: int) -> bool:
-    """Whether the lengths of a column collapse.
+def _length_before_collapse(table: Columns, name: str, n_parts: int) -> float | None:
+    """The mean length from which the lengths of a column collapsed; None if they did not.
 
-    A data source with few groups per step is noisy, because some prompts have much longer responses than others. The
-    noise is estimated from the differences between consecutive steps.
+    It is the largest mean of a window, or a level at the start of the run (``start_levels``). A data source with few
+    groups per step is noisy, because some prompts have much longer responses than others. The noise of a window is
+    estimated from the differences between consecutive steps.
     """
     lengths = known_values(table, name)
-    longest, last = largest_mean(table, name), recent_mean(table, name)
-    if len(lengths) < THRESHOLDS.trend or last >= min(THRESHOLDS.length * longest, initial_mean(table, name)):
-        return False
-    of_step = float(np.sqrt(np.mean(np.diff(lengths) ** 2) / 2))
-    error = of_step * np.sqrt(2 / window_size(lengths))
-    return longest - last > errors_in_parts(THRESHOLDS.growth_errors, n_parts) * error
+    last = recent_mean(table, name)
+    if len(lengths) < THRESHOLDS.trend or last >= initial_mean(table, name):
+        return None
+    of_window = noise_of_step(lengths) / np.sqrt(window_size(lengths))
+    errors = errors_in_parts(THRESHOLDS.growth_errors, n_parts)
+    longer = [
+        earlier.value
+        for earlier in (Level(largest_mean(table, name), of_window), *start_levels(lengths))
+        if last < THRESHOLDS.length * earlier.value
+        and earlier.value - last > errors * np.hypot(earlier.error, of_window)
+    ]
+    return max(longer, default=None)
 
 
 def _average_over_all_tokens(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -171,15 +181,19 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
             None if responses is None else partial(_accuracy_error, responses=responses),
         )
         if fall is not None:
-            of_window = "" if fall.size == 1 else f" (means of {fall.size} validations)"
             yield Finding(
                 f"Held-out {figure} fell: {source_of(name)}",
-                f"It was {fall.best:.3f} up to step {fall.step} and is {fall.last:.3f}{of_window}.",
+                f"It was {fall.best:.3f}{_of_validations(fall.size)} up to step {fall.step} and is {fall.last:.3f}"
+                f"{_of_validations(fall.last_size)}.",
                 (
                     *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
                     "trainer.test_freq=...  # validate more often",
                 ),
             )
+
+
+def _of_validations(count: int) -> str:
+    return "" if count == 1 else f" (mean of {count} validations)"
 
 
 def _least_fall(table: Columns, source: str) -> float:

@@ -14,7 +14,6 @@ from verl_gsd.report.findings.finding import (
     about_sources,
     assigned,
     columns_of_parts,
-    initial_mean,
     is_rated,
     on_reward_scale,
     percent,
@@ -22,7 +21,7 @@ from verl_gsd.report.findings.finding import (
     scaled,
 )
 from verl_gsd.report.findings.lengths import MAX_PROMPT, doubled
-from verl_gsd.report.findings.trends import Shift, growth, sudden_shift
+from verl_gsd.report.findings.trends import Shift, rise, sudden_shift
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 
@@ -124,11 +123,12 @@ def _shift_of_source(table: Columns, source: str, n_sources: int) -> tuple[str, 
 def rising_unverified(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """The verifier can verify fewer and fewer responses, which then count as wrong."""
     parts = columns_of_parts(table, _UNVERIFIED, "unverified")
+    rises = [(of, rise(table, name, THRESHOLDS.unverified, n_parts=len(parts))) for of, name in parts]
     sentences = [
-        f"It could not verify {percent(initial_mean(table, name))} of the responses{of} initially, and "
-        f"{percent(recent_mean(table, name))} recently."
-        for of, name in parts
-        if growth(table, name, n_parts=len(parts)) > THRESHOLDS.unverified
+        f"It could not verify {percent(of_part.first)} of the responses{of} initially, and {percent(of_part.last)} "
+        "recently."
+        for of, of_part in rises
+        if of_part is not None
     ]
     if sentences:
         yield Finding(
