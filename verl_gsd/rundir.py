@@ -31,6 +31,9 @@ from verl_gsd.scalars import is_number, is_whole
 TRAINED = "training/global_step"
 #: Held-out accuracy by exact solve rates, in validations of the laboratory (lab/training/exact.py).
 EXACT = "exact/accuracy"
+#: Metric with the policy's entropy in nats per token. verl's ``actor/entropy`` is averaged as the run's loss is
+#: (``loss_agg_mode``), so that it can also be a sum over tokens, divided by a constant.
+ENTROPY = "policy/entropy"
 #: Our trainer's metric of the mean reward of all responses that were generated, in steps in which some were not trained
 #: on. verl's ``critic/score/mean`` is that of the batch trained on.
 GENERATED_REWARD = "group/reward/generated"

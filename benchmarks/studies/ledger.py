@@ -25,7 +25,7 @@ _LEVEL = "exact/level/"
 _REWARD = re.compile(r"val-\w+/[^/]+/reward/mean@1")
 #: Name in a line -> metric of a training step.
 TRACES = {
-    "entropy": "actor/entropy",
+    "entropy": "policy/entropy",
     "gradient_norm": "actor/grad_norm",
     "length": "response_length/mean",
     "distinct_answers": "group/answers/distinct",

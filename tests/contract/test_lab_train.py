@@ -402,6 +402,14 @@ def test_the_kl_penalty_changes_the_rewards_and_the_gradient(trained, plain):
     assert all(row["gain"] is None and row["silent"] == (row["mass"] == 0) for row in records)
 
 
+@pytest.mark.parametrize("algo", ["grpo", "dr_grpo"])
+def test_the_metric_of_entropy_is_per_token_whatever_the_loss_averages(trained, algo):
+    metrics = metrics_of(trained(f"algo={algo}", *PLAIN[1:], "trainer.total_training_steps=1")[1])
+    longest = 8  # data.max_response_length of the task
+    of_verl = {"grpo": 1, "dr_grpo": metrics[1]["response_length/mean"] / longest}[algo]
+    assert metrics[1]["actor/entropy"] == pytest.approx(metrics[1]["policy/entropy"] * of_verl, rel=1e-4)
+
+
 def test_the_entropy_coefficient_changes_the_gradient(trained, plain):
     metrics = metrics_of(trained(*PLAIN, f"{ACTOR}.entropy_coeff=10", "trainer.total_training_steps=1")[1])
     assert metrics[1]["actor/entropy_loss"] == pytest.approx(plain[1]["actor/entropy"], rel=1e-4)

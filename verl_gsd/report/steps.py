@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +18,7 @@ from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
 from verl_gsd.report.reading import Columns, RunData
+from verl_gsd.rundir import ENTROPY
 
 #: What a rollout was used for. taught: its group was trained on and has a gradient, because its rewards differ or
 #: because it has a demonstration; silent: its group was trained on without a gradient; the others are fates of groups
@@ -25,6 +29,8 @@ USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
 _LEAST_SHARE = 0.01
 #: Jeffreys' prior of a solve rate, which is also the default of the memory of prompts.
 _PRIOR = (0.5, 0.5)
+#: The averages of verl's losses that are nats per token for an entropy.
+_PER_TOKEN = ("token-mean", "seq-mean-token-mean")
 
 
 def step_table(run: RunData) -> Columns:
@@ -60,6 +66,8 @@ def step_table(run: RunData) -> Columns:
       and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting. The
       larger of the two predictions counts: with forgetting, the prior has much weight for a prompt that was visited
       long ago; without, solve rates of long ago count as much as recent ones.
+    - ``entropy``: of the policy, in nats per token. Runs of older versions do not have it if their loss is averaged in
+      another way than over tokens (``_entropy``).
     - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
     - ``demonstrated``: share of the groups with a demonstration.
     - ``distinct_answers``: mean number of different final answers of a group, if the verifier returns answers.
@@ -79,7 +87,18 @@ def step_table(run: RunData) -> Columns:
             if name != "step":
                 table[name] = np.full(len(steps), np.nan)
                 table[name][rows] = values
+    table["entropy"] = _entropy(table, run.config)
     return table
+
+
+def _entropy(table: Columns, config: Mapping[str, Any]) -> np.ndarray:
+    """The metric ``rundir.ENTROPY``, or verl's ``actor/entropy`` if that is a mean over tokens.
+
+    verl averages it like the loss. In the other modes it is a sum over tokens, so that it grows with the length.
+    """
+    if ENTROPY not in table and config.get("actor_rollout_ref.actor.loss_agg_mode", "token-mean") not in _PER_TOKEN:
+        return column(table, ENTROPY)
+    return column(table, ENTROPY if ENTROPY in table else "actor/entropy")
 
 
 def column(table: Columns, name: str) -> np.ndarray:

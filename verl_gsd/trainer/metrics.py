@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from verl_gsd.base_names import PASS_KS
+from verl_gsd.extension import RowStore
 from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore
 from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, is_silent, rated_sources, valid_accuracies
-from verl_gsd.rundir import GENERATED_REWARD, HELD_OUT_OUTSIDE
+from verl_gsd.rundir import ENTROPY, GENERATED_REWARD, HELD_OUT_OUTSIDE
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
 
@@ -48,6 +49,25 @@ def with_prediction(table: pa.Table, prompts: PromptStore, step: int, prior: tup
     name = "silent_predicted"
     column = pa.array(predicted, mask=~is_predictable)
     return table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+
+
+def entropy_metric(rows: RowStore, keys: Sequence[str]) -> dict[str, float]:
+    """``policy/entropy``: the mean entropy of the policy at a token of a response, in nats.
+
+    verl's ``actor/entropy`` averages as the loss does. Under ``seq-mean-token-sum-norm``, which Dr. GRPO has, it is
+    this mean times the responses' mean length, divided by the maximum length.
+
+    Args:
+        rows: have the columns ``entropy`` and ``response_mask``, (j,) per row.
+        keys: the rows that the policy generated in this step.
+
+    Returns:
+        Empty if no token counts.
+    """
+    found = rows.read(keys, ["entropy", "response_mask"])
+    total = sum(float((row["entropy"].double() * row["response_mask"]).sum()) for row in found)
+    tokens = sum(int(row["response_mask"].sum()) for row in found)
+    return {ENTROPY: total / tokens} if tokens else {}
 
 
 def group_metrics(table: pa.Table) -> dict[str, float]:

@@ -52,7 +52,7 @@ from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, entropy_metric, group_metrics, held_out_outside, strip_actor_prefix
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -309,7 +309,11 @@ class GroupTrainer(PPOTrainer):
 
     def _compute_old_log_prob(self, batch, metrics):
         self.monitor.begin("computing log-probabilities")
-        return super()._compute_old_log_prob(batch, metrics)
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if "actor/entropy" in metrics:  # not if the log-probabilities of vLLM are used, which have no entropies
+            own = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)]
+            metrics.update(entropy_metric(self.seam.rows, own))
+        return batch
 
     def _compute_ref_log_prob(self, batch, metrics):
         self.monitor.begin("computing log-probabilities of the reference model")

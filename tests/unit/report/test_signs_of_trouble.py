@@ -62,12 +62,13 @@ def contradict(figures):
 VERIFIERS = {"acc of 0 and 1": (0.0, True), "plain numbers of 1 and -1": (-1.0, True), "no acc": (0.0, False)}
 
 
-def written_run(folder, change=None, seed=0, verifier="acc of 0 and 1", filtered=False):
+def written_run(folder, change=None, seed=0, verifier="acc of 0 and 1", filtered=False, **config):
     """A run of a policy that does not change, with the noise that sampling and updates have.
 
     Args:
         verifier: one of ``VERIFIERS``.
         filtered: whether dynamic sampling evicts unanimous groups.
+        config: of ``report_runs.config``.
     """
     wrong, has_accuracy = VERIFIERS[verifier]
     rng = np.random.default_rng(seed)
@@ -100,13 +101,49 @@ def written_run(folder, change=None, seed=0, verifier="acc of 0 and 1", filtered
         trained = [visit.rewards.mean() for visit, fate, _ in left if fate == "trained"]
         lines[-1][1]["critic/score/mean"] = float(np.mean(trained))
     report_runs.metrics(folder, lines)
-    report_runs.config(folder, data__shuffle=True)
+    report_runs.config(folder, data__shuffle=True, **config)
     return folder
 
 
 def findings_of(folder):
     (run,) = read_runs([folder])
     return collect_findings(step_table(run), run.config)
+
+
+MODE = "actor_rollout_ref__actor__loss_agg_mode"
+
+
+def shorter_responses(figures):
+    """verl's metric of a policy whose entropy per token stays, and whose responses become shorter."""
+    figures["actor/entropy"] *= np.geomspace(1, 0.01, STEPS)
+    figures["policy/entropy"] = 0.4 * np.ones(STEPS)
+
+
+def hidden_collapse(figures):
+    """verl's metric of a policy whose entropy per token falls, and whose responses become longer."""
+    figures["policy/entropy"] = 0.4 * np.geomspace(1, 0.01, STEPS)
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize(("change", "collapses"), [(shorter_responses, False), (hidden_collapse, True)])
+def test_the_entropy_of_a_token_is_judged_whatever_the_loss_averages(tmp_path, mode, change, collapses):
+    run = written_run(tmp_path / "run", change, **{MODE: mode})
+    assert (ENTROPY in [finding.title for finding in findings_of(run)]) == collapses
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_per_token"),
+    [
+        (None, True),
+        ("token-mean", True),
+        ("seq-mean-token-mean", True),
+        ("seq-mean-token-sum", False),
+        ("seq-mean-token-sum-norm", False),
+    ],
+)
+def test_without_our_metric_verls_is_used_only_if_it_is_per_token(tmp_path, mode, is_per_token):
+    run = written_run(tmp_path / "run", lose_entropy, **({MODE: mode} if mode else {}))
+    assert (ENTROPY in [finding.title for finding in findings_of(run)]) == is_per_token
 
 
 @pytest.mark.parametrize(

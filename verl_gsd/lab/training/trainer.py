@@ -57,7 +57,7 @@ from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.metrics import doubt, group_metrics, held_out_outside, strip_actor_prefix
+from verl_gsd.trainer.metrics import doubt, entropy_metric, group_metrics, held_out_outside, strip_actor_prefix
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -367,6 +367,7 @@ class LabTrainer:
             loss_scale_factor=actor.loss_scale_factor,
         )
         metrics["actor/entropy"] = float(mean)
+        metrics.update(entropy_metric(self._rows, list(known)))
 
     def _reference_log_probs(self, batch: LabBatch) -> None:
         scored = self._scored(self._reference, batch.keys, with_entropy=False)

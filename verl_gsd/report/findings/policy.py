@@ -32,7 +32,7 @@ from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
-ENTROPY = "actor/entropy"
+ENTROPY = "entropy"
 _UPPER_CLIPPING = "actor_rollout_ref.actor.clip_ratio_high"
 _ENTROPY_BONUS = "actor_rollout_ref.actor.entropy_coeff"
 _AVERAGE = "actor_rollout_ref.actor.loss_agg_mode"

@@ -56,8 +56,8 @@ def gradient_spikes(table: Columns, config: Mapping[str, Any]) -> Iterator[Findi
     if lost:
         first = table["step"][is_lost][0]
         sentences.append(
-            f"{_GRADIENT_NORM} was not finite at {_count(lost, 'step')}, first at step {first}, and those steps did "
-            "not change the policy."
+            f"{_GRADIENT_NORM} was not finite at {_count(lost, 'step')}, first at step {first}. verl "
+            "skipped at least one update in each of them; a step's other updates changed the policy."
         )
     if lost_losses:
         sentences.append(
