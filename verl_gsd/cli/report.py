@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,12 @@ from rich.markup import escape
 from verl_gsd.console import fail, out
 
 PORT = 8787
+
+
+def show_report_command(run: Path) -> None:
+    """Print the command that reports on the run in the folder ``run``, on a line of its own."""
+    out.print("For charts and findings, run:", highlight=False)
+    out.print(f"verl-gsd report {shlex.quote(str(run))}", soft_wrap=True, markup=False, highlight=False)
 
 
 def report(
