@@ -47,7 +47,7 @@ def compare(
 
     Examples:
         verl-gsd compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_* --exact
-        verl-gsd compare mine=runs/first theirs=runs/second --page compare.html
+        verl-gsd compare mine=RUN theirs=OTHER_RUN --page compare.html
     """
     for option, path, suffix in (("--output", output, ".json"), ("--page", page, ".html")):
         if path is not None and (path.suffix != suffix or path.is_dir()):

@@ -52,7 +52,7 @@ def train(
     Examples:
         verl-gsd train algo=grpo task=arithmetic hardware=cpu
         verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu
-        verl-gsd train resume=runs/first
+        verl-gsd train resume=RUN
     """
     from verl_gsd.errors import ConfigError
 
