@@ -65,7 +65,9 @@ def test_tables_fit_a_terminal_of_80_columns(tmp_path):
     pieces = {piece for line in done.output.splitlines() if line[:1] in "│┃" for piece in re.split(r"[│┃\s]+", line)}
     for word in ("small_groups", "dynamic", "1-16", "20,244", "tokens,", "difference", "(Holm)", "verdict", "accuracy"):
         assert word in pieces, word
-    assert all(re.fullmatch(r"[-+]?\[?[-+]?\d\.\d{3}[\],]?", piece) for piece in pieces if "." in piece and len(piece) > 4)
+    assert all(
+        re.fullmatch(r"[-+]?\[?[-+]?\d\.\d{3}[\],]?", piece) for piece in pieces if "." in piece and len(piece) > 4
+    )
 
 
 def test_another_baseline_flips_the_sign(runs):

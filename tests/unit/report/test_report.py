@@ -654,6 +654,16 @@ def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
     assert "short has 30 steps: whether the loss oscillates (needs 60 steps)." in sentence
 
 
+def test_a_folder_of_runs_is_rejected_with_the_runs_in_it(tmp_path):
+    for seed in (1, 2, 3):
+        metrics(tmp_path / "grpo" / f"seed_{seed}", [(1, {"actor/entropy": 1.0})])
+    result = run_report(tmp_path / "grpo")
+    assert result.exit_code == 2
+    folders = " ".join(f"{tmp_path}/grpo/seed_{seed}" for seed in (1, 2))
+    assert f"has 3 of them. Use the folders of runs, for example `verl-gsd report {folders}`" in result.output
+    assert run_report(tmp_path / "grpo" / "seed_1").exit_code == 0
+
+
 def test_runs_are_compared_by_means_over_fifths_of_their_steps(tmp_path):
     """A single first or last step is noisy: here it lies far from its neighbours."""
     rewards = [WRONG, MIXED, *[RIGHT] * 6, MIXED, WRONG]
@@ -683,9 +693,9 @@ def test_tooltips_name_the_step_or_the_bin(tmp_path):
 
 
 def test_only_runs_with_a_kl_penalty_in_the_reward_have_the_note_on_records_of_older_versions(tmp_path):
-    for name, config in (("with", "algorithm: {use_kl_in_reward: true}\n"), ("without", "{}\n")):
+    for name, content in (("with", "algorithm: {use_kl_in_reward: true}\n"), ("without", "{}\n")):
         records(tmp_path / name, 1, (MIXED, "trained"), (WRONG, "trained"))
-        (tmp_path / name / "config.yaml").write_text(config)
+        (tmp_path / name / "config.yaml").write_text(content)
         (section,) = (section for section in build_sections(read_runs([tmp_path / name])) if section.name == "silence")
         assert any("older version" in text and "train again" in text for text in section.text) == (name == "with")
 

@@ -83,8 +83,8 @@ def silence(views: Views) -> Section | None:
     text = [
         "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
         "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
-        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not trained "
-        "on."
+        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not "
+        "trained on."
     ]
     text += [
         f"{name}: {KL_IN_REWARD}=true adds a KL penalty that makes equal rewards differ, so that such a group is not "

@@ -17,7 +17,6 @@ from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
 from verl_gsd.rundir import EXACT
 
-
 #: Checks that compare early with recent steps -> the number of steps that they need.
 _CHECKS_OF_CHANGES = {
     "whether the entropy or the length of responses collapses": THRESHOLDS.trend,
@@ -110,7 +109,9 @@ def _too_short(views: Views) -> list[str]:
             run = name if len(views) > 1 else "this run"
             texts.append(f"Not checked, because {run} has {count} steps: {'; '.join(skipped)}.")
     if texts:
-        texts.append("Held-out accuracy is checked from the fourth validation on, and a held-out reward from the twelfth.")
+        texts.append(
+            "Held-out accuracy is checked from the fourth validation on, and a held-out reward from the twelfth."
+        )
     return texts
 
 
