@@ -500,7 +500,7 @@ class Fault:
 HALF = Scenario(law=(4.0, 4.0), held_out=500)
 #: The number of a fault is part of the seed of its runs: add new ones at the end.
 FAULTS = [
-    Fault("silent", "70% of the groups are unanimous", Scenario(), silence),
+    Fault("silent", "70% of the groups are silent", Scenario(), silence),
     Fault("noisy", "40% of the groups depend on one response", Scenario(law=(4.0, 4.0), prompts=300), dependence),
     Fault("alone", "10% of the groups have one response", Scenario(), singles),
     Fault("unused", "30% of the groups are surplus", Scenario(), leave(1, 0.3)),

@@ -89,7 +89,7 @@ class Audit:
         centre: what replaces the rewards minus their group's mean; empty if nothing does.
         weights: the factors of the advantages, in order.
         loss: what an extension's policy loss does; empty if the loss is one of verl's.
-        silent_groups: what happens to unanimous groups.
+        silent_groups: what happens to groups whose rewards are all equal.
         task: which parts of the chosen task are still in use, if the command line mixes it with other data; empty if
             nothing is mixed.
         prompts: which prompts are visited; empty if each prompt is visited once per epoch.
@@ -130,7 +130,7 @@ class Audit:
             yield f"{self.estimator}: {self.operation.description}; A = {formula}; {_divisor(self.operation.ddof)}"
             curve = "  ".join(f"p={rate:g}: {value:.2f}" for rate, value in zip(RATES, self.gains, strict=False))
             note = f" ({self.gain_note})" if self.gain_note else ""
-            yield f"gain relative to p=0.5, G={self.group_size}: {curve or 'none'}{note}"
+            yield f"gain by solve rate p, relative to p=0.5, with groups of {self.group_size}: {curve or 'none'}{note}"
         if self.weights:
             yield f"weights: advantages are multiplied by {', then by '.join(self.weights)}"
         if self.loss:
@@ -174,7 +174,7 @@ def audit(config: DictConfig) -> Audit:
         centre=_join(effect.centre for effect in effects),
         weights=tuple(effect.weight for effect in effects if effect.weight),
         loss=_join(effect.loss for effect in effects),
-        silent_groups=f"unanimous groups: {silent_groups}",
+        silent_groups=f"silent groups: {silent_groups}",
         task=_mixed_task(config),
         prompts=_join(effect.prompts for effect in effects),
         attention=_attention(config),
@@ -208,7 +208,7 @@ def _effect(declaration: extension.Declaration, config: DictConfig) -> Effect | 
 
 
 def _kept_groups(config: DictConfig, operation: Operation | None) -> str:
-    """What unanimous groups do to an update if nothing removes them or leaves them out of the denominator."""
+    """What silent groups do to an update if nothing removes them or leaves them out of the denominator."""
     if not has_group_baseline(config.algorithm.adv_estimator):
         return "kept, and trained on: this estimator does not compare the responses of a group"
     if config.algorithm.use_kl_in_reward:
@@ -342,7 +342,7 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
     if operation is not None and algorithm.use_kl_in_reward:
         yield (
             "algorithm.use_kl_in_reward=true: sigma is then the standard deviation of the reward minus a KL penalty, "
-            "and no group is unanimous. Set it to false, and set actor_rollout_ref.actor.use_kl_loss=true instead."
+            "and no group is silent. Set it to false, and set actor_rollout_ref.actor.use_kl_loss=true instead."
         )
     if _filters_groups(config):
         yield from _filter_contradictions(config)
@@ -355,7 +355,7 @@ def _rewards_may_be_graded(config: DictConfig) -> bool:
 
 
 def _filters_groups(config: DictConfig) -> bool:
-    """Whether verl's dynamic sampling replaces unanimous groups."""
+    """Whether verl's dynamic sampling replaces silent groups."""
     return bool(OmegaConf.select(config, "algorithm.filter_groups.enable"))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ColumnType = Literal["bool", "int32", "int64", "float64", "string", "binary"]
 #: Format of a chart's values: plain numbers, shares in [0, 1] as percentages, or large numbers with a prefix (12k).
 ValueFormat = Literal["number", "share", "large"]
-#: Findings of a report for which an extension can suggest a remedy. ``silent``: many groups are unanimous.
+#: Findings of a report for which an extension can suggest a remedy. ``silent``: many groups have equal rewards.
 #: ``all_wrong``: most of these are all wrong. ``unstable``: the gradient norm spikes, or the loss oscillates.
 Problem = Literal["silent", "all_wrong", "unstable"]
 

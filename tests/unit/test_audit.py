@@ -83,13 +83,19 @@ def test_gains_include_demonstrations(audited, mode, shown):
     assert "every rollout failed" in seen.silent_groups
 
 
+def test_the_first_p_of_the_audit_is_named(audited):
+    page = "\n".join(audited("algo=grpo").lines())
+    assert page.index("by solve rate p,") < page.index("p=")
+    assert "unanimous" not in page, "one word for one thing: silent"
+
+
 def test_dapo_evicts_silent_groups(audited):
-    assert re.search(r"unanimous groups: removed and replaced\b", "\n".join(audited("algo=dapo").lines()))
-    assert re.search("unanimous groups: .*gain 0", "\n".join(audited("algo=grpo").lines()))
+    assert re.search(r"silent groups: removed and replaced\b", "\n".join(audited("algo=dapo").lines()))
+    assert re.search("silent groups: .*gain 0", "\n".join(audited("algo=grpo").lines()))
 
 
-def unanimous(audited, *words):
-    (line,) = (line for line in audited(*words).lines() if line.startswith("unanimous groups: "))
+def silent_line(audited, *words):
+    (line,) = (line for line in audited(*words).lines() if line.startswith("silent groups: "))
     return line
 
 
@@ -103,38 +109,38 @@ def unanimous(audited, *words):
     ],
 )
 def test_what_silent_groups_do_to_the_denominator(audited, words, unit):
-    line = unanimous(audited, *words)
+    line = silent_line(audited, *words)
     assert re.search(rf"divided by the {unit} of these groups.*factor 1 - s .*silent_groups=left_out", line)
-    line = unanimous(audited, *words, "silent_groups=left_out")
+    line = silent_line(audited, *words, "silent_groups=left_out")
     assert re.search(rf"left out of the denominator.*by the {unit} of the other groups.*KL and entropy", line)
     assert re.search(r"1 / \(1 - s\) times verl's.*dynamic sampling.*Adam.*clip_grad", line)
 
 
 def test_a_denominator_that_counts_nothing_is_not_described(audited):
-    assert unanimous(audited, "algo=grpo", f"{ACTOR}.loss_agg_mode=token-sum") == "unanimous groups: kept, with gain 0"
-    line = unanimous(audited, "algo=grpo", "algorithm.adv_estimator=rloo")
+    assert silent_line(audited, "algo=grpo", f"{ACTOR}.loss_agg_mode=token-sum") == "silent groups: kept, with gain 0"
+    line = silent_line(audited, "algo=grpo", "algorithm.adv_estimator=rloo")
     assert "factor 1 - s" in line and "silent_groups=left_out" not in line, "that needs the estimator gsd"
-    line = unanimous(audited, "algo=gvpo")
+    line = silent_line(audited, "algo=gvpo")
     assert "denominator" not in line and "factor 1 - s" not in line, "its silent groups have a gradient"
 
 
 @pytest.mark.parametrize("mode", ["geo_mean", "clip_cov", "kl_cov", "dro"])
 def test_leaving_silent_groups_out_is_not_suggested_where_it_is_rejected(audited, mode):
-    line = unanimous(audited, "algo=grpo", f"{ACTOR}.policy_loss.loss_mode={mode}")
+    line = silent_line(audited, "algo=grpo", f"{ACTOR}.policy_loss.loss_mode={mode}")
     assert "left_out" not in line
     has_gradient = mode in ("kl_cov", "dro")
     assert ("still has a gradient" in line) == has_gradient and ("gain 0" in line) != has_gradient
 
 
 def test_no_group_is_silent_with_a_kl_penalty_in_the_reward(audited):
-    line = unanimous(audited, "algo=grpo", "algorithm.use_kl_in_reward=true")
+    line = silent_line(audited, "algo=grpo", "algorithm.use_kl_in_reward=true")
     assert "trained on" in line and "gain 0" not in line and "left_out" not in line
 
 
 def test_a_denominator_under_a_budget_is_said_to_count_every_prompt_alike(audited):
     words = ("algo=grpo", "silent_groups=left_out", "data.dataloader_num_workers=0")
-    assert "counts n / the prompt's rollouts" in unanimous(audited, *words, "budget=adaptive")
-    assert "counts n / the prompt's rollouts" not in unanimous(audited, *words)
+    assert "counts n / the prompt's rollouts" in silent_line(audited, *words, "budget=adaptive")
+    assert "counts n / the prompt's rollouts" not in silent_line(audited, *words)
 
 
 def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):

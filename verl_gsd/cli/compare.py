@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -46,7 +47,7 @@ def compare(
 
     Examples:
         verl-gsd compare runs/lab/grpo/seed_* runs/lab/dr_grpo/seed_* --exact
-        verl-gsd compare mine=runs/first theirs=runs/second --page compare.html
+        verl-gsd compare mine=RUN theirs=OTHER_RUN --page compare.html
     """
     for option, path, suffix in (("--output", output, ".json"), ("--page", page, ".html")):
         if path is not None and (path.suffix != suffix or path.is_dir()):
@@ -139,12 +140,9 @@ def _print(comparison: Comparison, notices: list[str]) -> None:
     out.print(escape(words.describe_setup(comparison)), highlight=False)
     for notice in notices:
         out.print(f"- {escape(notice)}", highlight=False)
-    _table("Accuracy", *words.accuracy_table(comparison))
+    _table(words.ACCURACY_TITLE, *words.accuracy_table(comparison))
     if len(comparison.rows) > 1:
-        _table(
-            f"Difference from {comparison.baseline}, at {comparison.budgets[-1]:,} tokens",
-            *words.against_table(comparison),
-        )
+        _table(words.against_title(comparison), *words.against_table(comparison))
     _table("Last validation of each run, at unequal numbers of tokens", *words.end_table(comparison))
     for caveat in words.caveats(comparison):
         out.print(f"- {escape(caveat)}", highlight=False)
@@ -152,8 +150,25 @@ def _print(comparison: Comparison, notices: list[str]) -> None:
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
     table = Table(title=escape(title), title_justify="left")
-    for name in header:
-        table.add_column(escape(name), overflow="fold")
+    for name, width in zip(header, _widths([header, *rows], out.width), strict=True):
+        table.add_column(escape(name), overflow="fold", width=width)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
+
+
+def _widths(rows: list[list[str]], available: int) -> list[int] | list[None]:
+    """Return widths of columns that break cells only between words, if the table then fits into ``available``.
+
+    Rich would make wide columns equally narrow, and break words in one of them while another has space.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    longest_words = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    excess = sum(widths) + 3 * len(widths) + 1 - available  # rich's borders, and a space on both sides of a cell
+    for _ in range(excess):
+        shrinkable = [at for at, width in enumerate(widths) if width > longest_words[at]]
+        if not shrinkable:
+            return [None] * len(widths)
+        widths[max(shrinkable, key=widths.__getitem__)] -= 1
+    return widths

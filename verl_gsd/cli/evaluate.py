@@ -73,7 +73,7 @@ def evaluate(
     If interrupted, run the same command to resume.
 
     Examples:
-        verl-gsd eval --checkpoint runs/first/global_step_40 --bench arithmetic
+        verl-gsd eval --checkpoint RUN/global_step_40 --bench arithmetic
         verl-gsd eval --checkpoint Qwen/Qwen2.5-0.5B --bench gsm8k,math500 --max-tokens 2048
     """
     from verl_gsd.checkpoints import step_of

@@ -47,8 +47,8 @@ def export(
     """Write a run's checkpoint as a Hugging Face model, with a model card.
 
     Examples:
-        verl-gsd export runs/first models/first
-        verl-gsd export runs/first/global_step_40 models/first --dtype float32
+        verl-gsd export RUN models/mine
+        verl-gsd export RUN/global_step_40 models/mine --dtype float32
     """
     from huggingface_hub import HfApi
     from transformers.utils import logging as transformers_logging

@@ -36,8 +36,8 @@ def distill(
     """Fit a linear head on a local model's hidden states to a judge's scores, and test it on held-out problems.
 
     Examples:
-        verl-gsd judge distill --cache judge.sqlite --encoder models/first --output models/judge
-        verl-gsd judge distill --cache judge.sqlite --encoder models/first --output models/judge --device cuda
+        verl-gsd judge distill --cache judge.sqlite --encoder MODEL --output models/judge
+        verl-gsd judge distill --cache judge.sqlite --encoder MODEL --output models/judge --device cuda
     """
     from verl_gsd.judge.cache import ScoreCache
     from verl_gsd.judge.distilled import fit

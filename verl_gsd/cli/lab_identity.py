@@ -70,7 +70,7 @@ def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> Ide
     """Sample, choose groups, and measure them.
 
     Raises:
-        ConfigError: all groups are unanimous.
+        ConfigError: all groups are silent.
     """
     import numpy as np
     import torch
@@ -86,8 +86,8 @@ def _measure(policy: StudyPolicy, group_size: int, count: int, seed: int) -> Ide
     mixed = [group for group in sampled if group.rewards.min() < group.rewards.max()]
     if not mixed:
         raise ConfigError(
-            f"All {len(sampled)} groups are unanimous, so that their gradients are 0. Set a larger "
-            "actor_rollout_ref.rollout.n, or use --model with a policy that solves some prompts sometimes."
+            f"All {len(sampled)} groups are silent: their rewards are equal, so that their gradients are 0. Set a "
+            "larger actor_rollout_ref.rollout.n, or use --model with a policy that solves some prompts sometimes."
         )
     rate_of_mixed = np.array([rates.p[group.prompt] for group in mixed])
     chosen = spread_over_rates(rate_of_mixed, count, seed)

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from verl_gsd.cli.report import show_report_command
 from verl_gsd.cli.step_display import accuracies
 from verl_gsd.cli.train import held_out_prompts, make_task, name_run, print_audit, result_table
 from verl_gsd.console import err, fail, out
@@ -202,6 +203,7 @@ def _train_one(run: LabRun) -> dict[str, str]:
     out.print(result_table(metrics, held_out_prompts(run.config)))
     _warn_of_skipped_updates([directory])
     out.print(f"run directory [bold]{escape(str(directory.path))}[/]", soft_wrap=True)
+    show_report_command(directory.path)
     return errors
 
 
@@ -258,6 +260,7 @@ def _train_seeds(lab_runs: Sequence[LabRun]) -> dict[str, str]:
     if finished:
         out.print("Intervals: 95%, over seeds. To compare with another label, run:")
         out.print(_compare_command(folder, exact="exact" in means), markup=False, highlight=False, soft_wrap=True)
+        show_report_command(_short(finished[0].path))
     if errors:
         line = f"{len(errors)} of {len(lab_runs)} seeds failed: {', '.join(errors)}."
         err.print(line, style="red", markup=False, highlight=False)
@@ -325,7 +328,11 @@ def _compare_command(folder: Path, *, exact: bool) -> str:
     """The command that compares the label in ``folder`` with another one of the same runs."""
     others = sorted(path for path in folder.parent.iterdir() if any(path.glob("seed_*")) and path != folder)
     baseline = next((path for path in others if path.name == "grpo"), others[0] if others else folder.parent / "OTHER")
-    here = Path.cwd()
-    paths = (path.relative_to(here) if path.is_relative_to(here) else path for path in (baseline, folder))
     command = "verl-gsd compare --exact" if exact else "verl-gsd compare"
-    return " ".join([command, *(f"{shlex.quote(str(path))}/seed_*" for path in paths)])
+    return " ".join([command, *(f"{shlex.quote(str(_short(path)))}/seed_*" for path in (baseline, folder))])
+
+
+def _short(path: Path) -> Path:
+    """The path relative to the current folder, if it is below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -35,7 +35,7 @@ model_files.protect()
 app = typer.Typer(
     cls=MainCommands,
     help="Group-relative reinforcement learning for verl, with metrics that show what happens.",
-    epilog=epilog("verl-gsd train algo=grpo task=arithmetic hardware=cpu", "verl-gsd report runs/first"),
+    epilog=epilog("verl-gsd train algo=grpo task=arithmetic hardware=cpu", "verl-gsd report RUN"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -61,7 +61,7 @@ def plan(
     """Show expected silent groups, signal and gradient shares from solve rates, and allocate rollouts to prompts.
 
     Examples:
-        verl-gsd plan --solve-rates runs/first --group-size 4,8,16
+        verl-gsd plan --solve-rates RUN --group-size 4,8,16
         verl-gsd plan --solve-rates rates.parquet --samples 64 --allocate train.parquet
     """
     from verl_gsd.cli import plan_allocate, plan_tables

@@ -315,7 +315,7 @@ def _print_faulty_references(dataset: PreparedDataset, split: str) -> None:
     rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
     for reason, n in counts.items():
         first = [row for row in rows if row["reason"] == reason][:_EXAMPLES]
-        examples = ", ".join(f"row {row['row']} {row['detail']!r}" for row in first)
+        examples = ", ".join(f"row {row['row']} {_quoted(row['detail'])}" for row in first)
         out.print(
             f"{split}: {n} left out because {_FAULTS[reason]}: {examples}{', ...' if n > len(first) else ''}",
             markup=False,
@@ -336,7 +336,18 @@ def _print_first_rows(dataset: PreparedDataset, split: str) -> None:
         if number:  # the suffix is the same
             question = question[:_SHOWN_CHARACTERS] + ("..." if len(question) > _SHOWN_CHARACTERS else "")
         answer = (row["reward_model"] or {}).get("ground_truth")
-        out.print(f"{split} row {number}: {question!r} -> {answer!r}", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"{split} row {number}: {_quoted(question)} -> {_quoted(answer)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _quoted(text: object) -> str:
+    """The text in quotes on one line. Unlike ``repr``, this leaves backslashes as the reader knows them from LaTeX."""
+    mark = '"' if "'" in str(text) else "'"
+    return f"{mark}{text}{mark}".replace("\n", "\\n") if isinstance(text, str) else repr(text)
 
 
 def _print_next(dataset: PreparedDataset, model: str | None) -> None:

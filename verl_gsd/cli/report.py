@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,33 @@ from rich.markup import escape
 from verl_gsd.console import fail, out
 
 PORT = 8787
+
+
+def _check_not_of_runs(folder: Path) -> None:
+    """Reject a folder that has runs in it, such as the runs of all seeds.
+
+    Raises:
+        ValueError: the folder is not a run, and has runs in it. The message names some of them.
+    """
+
+    def is_run(path: Path) -> bool:
+        return any((path / name).exists() for name in ("overrides.yaml", "records", "metrics"))
+
+    if not folder.is_dir() or is_run(folder):
+        return
+    inner = sorted(path for path in folder.iterdir() if is_run(path))
+    if inner:
+        first = " ".join(shlex.quote(str(path)) for path in inner[:2])
+        raise ValueError(
+            f"{folder}: this folder is not a run, but has {len(inner)} of them. Use the folders of runs, for example "
+            f"`verl-gsd report {first}`. To compare labels over all of their seeds, use verl-gsd compare"
+        )
+
+
+def show_report_command(run: Path) -> None:
+    """Print the command that reports on the run in the folder ``run``, on a line of its own."""
+    out.print("For charts and findings, run:", highlight=False)
+    out.print(f"verl-gsd report {shlex.quote(str(run))}", soft_wrap=True, markup=False, highlight=False)
 
 
 def report(
@@ -32,14 +60,15 @@ def report(
 ) -> None:
     """Write a self-contained page of charts, with findings in words and the keys to change.
 
-    The report reads RUN/records and RUN/metrics. A run with one of verl's own trainer modes has only the metrics.
+    RUN is the folder that a run prints. The report reads RUN/records and RUN/metrics. A run with one of verl's own
+    trainer modes has only the metrics.
     With trainer.rollout_data_dir=RUN/rollouts, a run stores its responses, and the page shows some of them.
     Damaged files are left out, and the page names them.
 
     Examples:
-        verl-gsd report runs/first
-        verl-gsd report runs/grpo runs/dr_grpo --output both.html
-        verl-gsd report runs/first --watch
+        verl-gsd report RUN
+        verl-gsd report runs/lab/grpo/seed_1 runs/lab/dr_grpo/seed_1 --output both.html
+        verl-gsd report RUN --watch
     """
     from verl_gsd.charts import write_page
     from verl_gsd.report.build import build_sections, check_not_empty, page_title, read_runs, write_pngs
@@ -56,6 +85,7 @@ def report(
     try:
         for run in runs:
             real_run(run)
+            _check_not_of_runs(run)
         if watch:
             serve(
                 runs,

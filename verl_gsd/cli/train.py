@@ -52,7 +52,7 @@ def train(
     Examples:
         verl-gsd train algo=grpo task=arithmetic hardware=cpu
         verl-gsd train recipe=start/gsm8k_qwen2.5_0.5b hardware=gpu
-        verl-gsd train resume=runs/first
+        verl-gsd train resume=RUN
     """
     from verl_gsd.errors import ConfigError
 
@@ -394,6 +394,7 @@ def make_task(config: DictConfig) -> None:
 
 def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.cli.export import show_export_command
+    from verl_gsd.cli.report import show_report_command
     from verl_gsd.errors import ConfigError
     from verl_gsd.run import launch, trust
     from verl_gsd.run.messages import RunStoppedError
@@ -431,6 +432,7 @@ def _run(config: DictConfig, line: Line) -> None:
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():
         command = f"wandb sync {run.path}/wandb/offline-run-*"
         out.print(f"wandb was offline. To upload the run: {command}", soft_wrap=True, markup=False)
+    show_report_command(run.path)
 
 
 def train_attempt(run: RunDirectory, attempt: int, config: DictConfig, score_note: str = "") -> None:

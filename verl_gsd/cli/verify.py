@@ -77,7 +77,7 @@ def verify(
     The pairs that a second opinion decides differently are marked: math-verify alone, or an LLM.
 
     Examples:
-        verl-gsd verify runs/first
+        verl-gsd verify RUN
         verl-gsd verify responses.jsonl --answer-column solution --output verdicts.jsonl
     """
     from verl_gsd.evaluation.pairs import ComparedPair, PairColumns, decide_all, read_pairs

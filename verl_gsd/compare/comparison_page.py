@@ -28,7 +28,7 @@ def sections(comparison: Comparison, notices: Sequence[str] = ()) -> list[Sectio
     Raises:
         ValueError: there are more labels than distinguishable colours.
     """
-    baseline, budget = comparison.baseline, f"{comparison.budgets[-1]:,}"
+    baseline = comparison.baseline
     labels = [row.label for row in comparison.rows]
     if len(labels) > len(COLOURS):
         raise ValueError(
@@ -44,15 +44,14 @@ def sections(comparison: Comparison, notices: Sequence[str] = ()) -> list[Sectio
             "Accuracy by generated tokens",
             [
                 words.describe_setup(comparison),
-                "Means over seeds. The dashed line marks the largest budget.",
+                "Means over seeds. The dashed line marks the largest budget. The columns of the table are numbers of "
+                "generated tokens.",
                 *notices,
             ],
             _chart(comparison),
             Table(*words.accuracy_table(comparison)),
         ),
-        Section(
-            "against", f"Difference from {baseline}, at {budget} tokens", table=Table(*words.against_table(comparison))
-        ),
+        Section("against", words.against_title(comparison), table=Table(*words.against_table(comparison))),
         Section(
             "seeds",
             "Each seed",

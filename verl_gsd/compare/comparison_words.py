@@ -10,6 +10,8 @@ from verl_gsd.compare.run_curves import SHUFFLE, VALIDATED
 from verl_gsd.evaluation.intervals import Estimate, PairedTest
 from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS
 
+#: The title of ``accuracy_table``.
+ACCURACY_TITLE = "Accuracy, at equal numbers of generated tokens"
 #: The verdict if neither the interval nor the test shows a difference.
 TIE = "no difference seen at 95%"
 #: The verdict if a run has no validation near the largest budget.
@@ -49,17 +51,19 @@ def caveats(comparison: Comparison) -> list[str]:
         )
     if comparison.tests:
         sentences.append(
-            f"Comparisons with {comparison.baseline}: {comparison.tests}, one per method, only at the largest budget. "
-            "Holm's p accounts for all of them."
+            "p is the p-value of the sign-flip test: how likely the seeds would show at least this difference if the "
+            f"methods were equal. Comparisons with {comparison.baseline}: {comparison.tests}, one per method, only at "
+            "the largest budget. Holm's p accounts for all of them."
         )
     if counts and comparison.tests * 2 * 0.5**fewest > _SIGNIFICANCE:
         needed = math.ceil(math.log2(2 * comparison.tests / _SIGNIFICANCE))
-        least_p = 2 * 0.5**fewest
-        level = f"it can show a difference at a level of at most {1 - least_p:.3g}" if fewest > 1 else "it shows none"
+        seeds = "1 seed" if fewest == 1 else f"{fewest} seeds"
+        comparisons = "1 comparison" if comparison.tests == 1 else f"{comparison.tests} comparisons"
         sentences.append(
-            f"The smallest number of seeds that both methods have is {fewest}. The p of the sign-flip test is then at "
-            f"least {least_p:.2g}, whatever the results, so {level}. Holm's p over {comparison.tests} comparisons "
-            f"can be below {_SIGNIFICANCE:g} only from {needed} seeds."
+            f"These are too few seeds for the verdicts better and worse. A comparison here has {seeds} of both "
+            f"methods, with which the p of the sign-flip test cannot be below {2 * 0.5**fewest:.2g}, however large the "
+            f"difference is. Train at least {needed} seeds of each method: Holm's p over {comparisons} can then be "
+            f"below {_SIGNIFICANCE:g}."
         )
     unknown = [
         curve for curve in comparison.curves if curve.responses is None and curve.validation.get("metric") != EXACT
@@ -89,11 +93,16 @@ def _validated_on(comparison: Comparison) -> str:
     return "All seeds are validated on the same prompts, so the intervals do not include the choice of prompts."
 
 
+def against_title(comparison: Comparison) -> str:
+    """Return the title of ``against_table``."""
+    return f"Difference from {comparison.baseline} in accuracy, at {comparison.budgets[-1]:,} tokens"
+
+
 def accuracy_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the header and rows of the accuracy of each label at each budget."""
+    """Return the header and rows of the accuracy of each label at each budget. ``ACCURACY_TITLE`` is their title."""
     first, last = comparison.span
-    mean_name = f"mean over {first:,} to {last:,} tokens" if first < last else "mean over tokens"
-    header = ["method", "seeds", *(f"{budget:,} tokens" for budget in comparison.budgets), mean_name]
+    mean_name = f"mean, {first:,} to {last:,}" if first < last else "mean"
+    header = ["method", "seeds", *(f"{budget:,}" for budget in comparison.budgets), mean_name]
     rows = [
         [
             row.label,
@@ -110,11 +119,11 @@ def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of each label's comparison with the baseline, at the largest budget."""
     header = [
         "method",
-        "difference in accuracy",
-        "seeds of both",
-        "seeds won, tied, lost",
-        "p of the test",
-        "p over all methods (Holm)",
+        "difference",
+        "seeds",
+        "won, tied, lost",
+        "p",
+        "p (Holm)",
         "verdict",
     ]
     rows, unmeasured = [], comparison.unmeasured.keys()
@@ -141,7 +150,7 @@ def against_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def end_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and rows of each label's last validations, at unequal tokens."""
-    header = ["method", "last step", "tokens until then, mean over seeds", "accuracy at the last step"]
+    header = ["method", "last step", "tokens, mean over seeds", "accuracy"]
     rows = []
     for row in comparison.rows:
         steps = sorted({curve.steps[-1] for curve in comparison.curves if curve.label == row.label})
@@ -152,10 +161,21 @@ def end_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def format_seeds(row: LabelResult, all_seeds: Sequence[int]) -> str:
-    """Return ``1, 2, 3``, with the note "partial" if other labels have more seeds."""
-    listed = ", ".join(map(str, row.seeds))
+    """Return seeds such as ``1-16, 20``, with the note "partial" if other labels have more seeds."""
+    spans: list[list[int]] = []
+    for seed in row.seeds:
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    # A negative seed would make a range hard to read.
+    is_range = [len(span) > 2 and span[0] >= 0 for span in spans]
+    listed = ", ".join(
+        f"{span[0]}-{span[-1]}" if shortened else ", ".join(map(str, span))
+        for span, shortened in zip(spans, is_range, strict=True)
+    )
     partial = len(row.seeds) < len(all_seeds)
-    return f"{listed} (partial: {len(row.seeds)} of {len(all_seeds)} seeds)" if partial else listed
+    return f"{listed} (partial: {len(row.seeds)} of {len(all_seeds)})" if partial else listed
 
 
 def verdict(against: PairedTest, p_adjusted: float) -> str:

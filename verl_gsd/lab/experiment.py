@@ -72,7 +72,7 @@ def experiment(
             on_run(name)
     controlled = {name: runs_by_name[name] for name in CONTROLLED if name in runs_by_name}
     tables = {
-        "of p and G alone": published.figures_without_data(),
+        "of the solve rate p and the group size G alone": published.figures_without_data(),
         "of the data set": published.figures_of_data(prompts),
         "of the controlled run": published.figures_of_controlled_run(
             start, controlled, group_size=group_size, steps=steps

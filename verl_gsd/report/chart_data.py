@@ -71,6 +71,16 @@ def smoothed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return result
 
 
+def first_and_last_fifth(values: np.ndarray) -> list[np.ndarray]:
+    """The indices of the first and of the last fifth of the values that are not NaN, at least one each.
+
+    The mean of a fifth hides the noise of single steps. One list if there is a single value, none without a value.
+    """
+    known = np.flatnonzero(~np.isnan(values))
+    size = max(1, len(known) // 5)
+    return [known[:size], known[-size:]] if len(known) > 1 else [known] * len(known)
+
+
 def sigma_cells(records: pa.Table) -> Columns:
     """Count the groups by span of steps and by range of sigma, the standard deviation of a group's rewards.
 

@@ -37,6 +37,11 @@ def test_every_choice_is_a_row_with_one_sentence():
         assert re.search(rf"^│ {re.escape(entry.word)} +│ {re.escape(entry.about)} +│", output.stdout, re.MULTILINE)
 
 
+def test_two_words_for_one_algorithm_say_so():
+    about_of = {entry.word: entry.about for entry in algos.algorithm_entries()}
+    assert "the same as hadw_grpo" in about_of["algo=hadw"] and "the same as hadw" in about_of["algo=hadw_grpo"]
+
+
 def test_needs_are_those_that_extensions_declare():
     needs = needs_of(algos.algorithm_entries())
     judge, demonstrations = (extension.declared(f"dagrpo.{part}").needs for part in ("judge", "demonstrations"))

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from verl_gsd.cli.main import app
 
 
-def compare(*words):
-    return CliRunner().invoke(app, ["compare", *map(str, words)], env={"COLUMNS": "250", "NO_COLOR": "1"})
+def compare(*words, columns=250):
+    return CliRunner().invoke(app, ["compare", *map(str, words)], env={"COLUMNS": str(columns), "NO_COLOR": "1"})
 
 
 def cells(result, label, table):
@@ -53,6 +53,23 @@ def test_methods_are_compared_at_equal_tokens_and_results_are_written(tmp_path, 
     assert "://" not in own and "src=" not in own, "nothing is loaded from anywhere"
 
 
+def test_tables_fit_a_terminal_of_80_columns(tmp_path):
+    """No word of a header, a number or an interval is broken: only between words do cells wrap."""
+    for label in ("small_groups", "dynamic"):
+        for seed in range(1, 17):
+            value = 0.5 + seed / 1000
+            write_run(tmp_path / label / f"seed_{seed}", [5061] * 4, {0: 0.4, 2: value, 4: value + 0.04}, total=4)
+    done = compare(*sorted(tmp_path.glob("*/seed_*")), columns=80)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    pieces = {piece for line in done.output.splitlines() if line[:1] in "│┃" for piece in re.split(r"[│┃\s]+", line)}
+    for word in ("small_groups", "dynamic", "1-16", "20,244", "tokens,", "difference", "(Holm)", "verdict", "accuracy"):
+        assert word in pieces, word
+    assert all(
+        re.fullmatch(r"[-+]?\[?[-+]?\d\.\d{3}[\],]?", piece) for piece in pieces if "." in piece and len(piece) > 4
+    )
+
+
 def test_another_baseline_flips_the_sign(runs):
     result = compare(*runs, "--baseline", "hadw")
     assert cells(result, "grpo", 1)[0].startswith("-0.250")
@@ -65,8 +82,8 @@ def test_earlier_comparison_replaces_deleted_runs(tmp_path, runs):
     third = write_run(tmp_path / "hadw" / "seed_3", [5] * 4, {0: 0.0, 4: 0.3}, total=4)
     result = compare(earlier, third, "--output", later)
     assert result.exit_code == 0, result.output
-    assert cells(result, "hadw", 0)[0] == "1, 2, 3"
-    assert cells(result, "grpo", 0)[0] == "1, 2 (partial: 2 of 3 seeds)"
+    assert cells(result, "hadw", 0)[0] == "1-3"
+    assert cells(result, "grpo", 0)[0] == "1, 2 (partial: 2 of 3)"
     assert len(json.loads(later.read_text())["curves"]) == 5
     again = compare(earlier, runs[1])
     assert again.exit_code == 2 and "hadw seed 1" in again.output
@@ -96,7 +113,7 @@ def test_unfinished_runs_are_left_out_by_default(tmp_path, runs):
     assert re.search(r"seed_4: .*step 1 of 4.*validation", result.output)
     assert cells(result, "hadw", 0)[0] == "1, 2"
     result = compare(*runs, "--unfinished")
-    assert cells(result, "hadw", 0)[0] == "1, 2, 3"
+    assert cells(result, "hadw", 0)[0] == "1-3"
     assert "hadw seed 3, with 10: " in result.output
     write_run(tmp_path / "early" / "seed_1", [5], {}, total=4)
     result = compare(tmp_path / "early" / "seed_1", *runs[:2])

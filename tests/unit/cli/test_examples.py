@@ -73,6 +73,20 @@ def test_an_example_names_commands_and_options_that_exist(path, line, compose_fa
             assert list(not_studied(config, line, reads=(), has_model=has_model)) == []
 
 
+#: Folders of runs that the examples of lab train make.
+MADE = re.compile(r"runs/lab/(grpo|dr_grpo)/seed_[1*]")
+
+
+def test_examples_name_no_folder_that_a_newcomer_lacks():
+    """Folders of runs and models are placeholders in capitals, or come from another example."""
+    lines = [line for _, line in EXAMPLES]
+    assert {"verl-gsd lab train algo=dr_grpo task=arithmetic --seeds 1..16"} < set(lines)
+    read = [re.sub(r"verl-gsd export \S+ \S+|--output \S+", "", line) for line in lines]
+    folders = [word for line in read for word in re.findall(r"(?<![\w/])(?:runs|models)/\S+", line)]
+    assert len(folders) > 3
+    assert [folder for folder in folders if not MADE.fullmatch(folder)] == []
+
+
 def test_an_example_with_a_wrong_option_would_fail(compose_fast):
     for line in ("verl-gsd report runs/first --wach", "verl-gsd judge score scored.jsonl", "verl-gsd trian algo=grpo"):
         with pytest.raises(Exception, match=r"wach|output|trian|command"):

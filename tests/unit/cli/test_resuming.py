@@ -264,6 +264,16 @@ def test_a_stopped_run_ends_with_what_the_trainer_said(run, monkeypatch, capsys)
     assert printed.out == "", "a failed run has no result"
 
 
+def test_a_finished_run_ends_with_the_command_that_reports_it(run, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "train", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "wandb_is_offline", lambda: True)
+    monkeypatch.setattr(train, "held_out_prompts", lambda config: {})
+    line, config = train._compose([f"resume={run.path}"])
+    config.trainer.logger = ["wandb"]
+    train._run(config, line)
+    assert capsys.readouterr().out.splitlines()[-1] == f"verl-gsd report '{run.path}'"
+
+
 def with_state(run, preset, **saved):
     """A run of HA-DW whose line names no preset, with a checkpoint whose anchors are of ``preset``."""
     store(run, ["algo=hadw", *LINE[1:]])

@@ -206,14 +206,14 @@ def test_one_seed_gives_no_verdict():
 
 def what_seeds_cannot_show(curves):
     """The numbers in the caveat about the sign-flip test, or None if there is no such caveat."""
-    said = [caveat for caveat in words.caveats(compare_curves(curves, "grpo")) if "sign-flip" in caveat]
+    said = [caveat for caveat in words.caveats(compare_curves(curves, "grpo")) if "too few seeds" in caveat]
     return set(re.findall(r"\d+(?:\.\d+)?", *said)) if said else None
 
 
 def test_partial_seeds_and_the_smallest_possible_p_are_reported():
     curves = [line("grpo", seed, seed / 10) for seed in (1, 2, 3)] + [line("hadw", seed, 0.4) for seed in (1, 3)]
     found = compare_curves(curves, "grpo")
-    assert [row[1] for row in words.accuracy_table(found)[1]] == ["1, 2, 3", "1, 3 (partial: 2 of 3 seeds)"]
+    assert [row[1] for row in words.accuracy_table(found)[1]] == ["1-3", "1, 3 (partial: 2 of 3)"]
     assert {"2", "0.5", "6"} <= what_seeds_cannot_show(curves), "seeds of both, the least p, seeds needed"
     many = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(6)]
     assert what_seeds_cannot_show(many) is None
@@ -226,10 +226,28 @@ def caveats_of(curves, key):
     return [said for said in words.caveats(compare_curves(curves, "grpo")) if key in said]
 
 
-def test_the_level_that_few_seeds_allow_is_stated():
-    for seeds, level in ((2, 0.5), (3, 0.75), (4, 0.875)):
+def test_the_least_p_that_few_seeds_allow_is_stated():
+    for seeds, least in ((2, 0.5), (3, 0.25), (4, 0.12), (5, 0.062)):
         curves = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in range(seeds)]
-        assert str(level) in caveats_of(curves, "sign-flip")[0]
+        (caveat,) = caveats_of(curves, "too few seeds")
+        assert f"has {seeds} seeds of both" in caveat and f"cannot be below {least}," in caveat
+        assert "at least 6 seeds" in caveat and "over 1 comparison can" in caveat
+
+
+def test_p_is_explained_where_a_table_has_it():
+    curves = [line(label, seed, 0.5 + seed / 100) for label in ("grpo", "hadw") for seed in (1, 2)]
+    assert "p" in words.against_table(compare_curves(curves, "grpo"))[0]
+    assert len(caveats_of(curves, "p is the p-value")) == 1
+    assert not caveats_of(curves[:2], "p is the p-value")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "listed"),
+    [(range(1, 17), "1-16"), ((1, 2), "1, 2"), ((1, 2, 4, 5, 6, 9), "1, 2, 4-6, 9"), ((-3, -2, -1), "-3, -2, -1")],
+)
+def test_consecutive_seeds_are_a_range(seeds, listed):
+    found = compare_curves([line("grpo", seed, 0.5) for seed in seeds], "grpo")
+    assert words.accuracy_table(found)[1][0][1] == listed
 
 
 def test_unknown_numbers_of_responses_and_unknown_settings_are_reported():

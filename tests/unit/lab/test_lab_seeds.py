@@ -137,6 +137,18 @@ def test_the_bar_and_the_lines_of_one_run_have_the_number_of_steps_that_only_the
     assert (bar.completed, bar.total) == (STEPS, STEPS)
 
 
+def test_finished_runs_end_with_the_command_that_reports_them(bars, tmp_path, capfd, monkeypatch):
+    run, *of_seeds = lab_run(tmp_path / "my runs", 1), lab_run(tmp_path / "grpo", 2), lab_run(tmp_path / "grpo", 3)
+    lab_train._train_one(run)
+    assert capfd.readouterr().out.splitlines()[-1] == f"verl-gsd report '{run.directory.path}'"
+    (tmp_path / "grpo").mkdir()
+    (tmp_path / "grpo" / "fault_of_seed_2").write_text("error")
+    monkeypatch.chdir(tmp_path)
+    lab_train._train_seeds(of_seeds)
+    *_, compared, report = capfd.readouterr().out.splitlines()
+    assert report == "verl-gsd report grpo/seed_3" and not compared.startswith("verl-gsd report")
+
+
 def test_all_seeds_are_trained_and_their_files_belong_to_them(tmp_path):
     runs = [lab_run(tmp_path, number) for number in range(1, 6)]
     steps, ends = train(*runs)

@@ -358,7 +358,8 @@ def test_a_solution_without_an_answer_after_its_announcement_is_rejected():
 def test_the_summary_shows_questions_as_they_are_asked_with_their_answers(tmp_path):
     rows = [{"problem": f"What is {i} + 5?", "answer": f"We add.\n#### {i + 5}"} for i in range(5)]
     shown = run(tmp_path, "mine", "--input", str(lines(tmp_path / "mine.jsonl", *rows)))
-    assert f"train row 0: {'What is 0 + 5?' + BOXED!r} -> '5'" in shown
+    assert f"train row 0: \"What is 0 + 5?{BOXED}\" -> '5'" in shown
+    assert r"\boxed{}" in shown and r"\\boxed{}" not in shown, "one backslash, as in the data"
     assert 'train row 2: "What is 2 + 5?' in shown and "-> '7'" in shown and "row 3" not in shown
 
 

@@ -638,13 +638,66 @@ def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
         records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
     metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
     _, section, *_ = build_sections(read_runs([tmp_path / "short"]))
-    (sentence,) = [text for text in section.text if "12 to 60 steps" in text]
-    assert "this run has 8" in sentence
+    (sentence,) = [text for text in section.text if "Not checked" in text]
+    assert "this run has 8 steps" in sentence
+    for check in ("the entropy or the length of responses collapses (needs 12", "shift at once (needs 16"):
+        assert check in sentence
     for step in range(1, 61):
         records(tmp_path / "long", step, (MIXED, "trained"))
     metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
     _, section, *_ = build_sections(read_runs([tmp_path / "long"]))
-    assert not any("12 to 60" in text for text in section.text)
+    assert not any("Not checked" in text or "fourth validation" in text for text in section.text)
+    for step in range(9, 31):
+        records(tmp_path / "short", step, (MIXED, "trained"))
+    _, section, *_ = build_sections(read_runs([tmp_path / "short", tmp_path / "long"]))
+    (sentence,) = [text for text in section.text if "Not checked" in text]
+    assert "short has 30 steps: whether the loss oscillates (needs 60 steps)." in sentence
+
+
+def test_a_folder_of_runs_is_rejected_with_the_runs_in_it(tmp_path):
+    for seed in (1, 2, 3):
+        metrics(tmp_path / "grpo" / f"seed_{seed}", [(1, {"actor/entropy": 1.0})])
+    result = run_report(tmp_path / "grpo")
+    assert result.exit_code == 2
+    folders = " ".join(f"{tmp_path}/grpo/seed_{seed}" for seed in (1, 2))
+    assert f"has 3 of them. Use the folders of runs, for example `verl-gsd report {folders}`" in result.output
+    assert run_report(tmp_path / "grpo" / "seed_1").exit_code == 0
+
+
+def test_runs_are_compared_by_means_over_fifths_of_their_steps(tmp_path):
+    """A single first or last step is noisy: here it lies far from its neighbours."""
+    rewards = [WRONG, MIXED, *[RIGHT] * 6, MIXED, WRONG]
+    for step, rewarded in enumerate(rewards, start=1):
+        records(tmp_path, step, (rewarded, "trained"))
+    sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
+    (row,) = sections["runs"].table.rows
+    assert row[sections["runs"].table.header.index("accuracy of rollouts, first to last fifth")] == (
+        "0.375\xa0to\xa00.375"
+    )
+    figure = sections["headline"].figures[0].figures[0]
+    assert (figure.value, figure.note) == ("38% to 38%", "means of steps 1 to 2 and 9 to 10")
+
+
+def test_tooltips_name_the_step_or_the_bin(tmp_path):
+    run = everything(tmp_path / "run", steps=5)
+    charts = {panel.name: panel.chart.to_dict() for s in build_sections(read_runs([run])) for panel in s.panels}
+    fields = {
+        name: {part["field"] for part in chart["encoding"]["tooltip"]}
+        for name, chart in charts.items()
+        if isinstance(chart.get("encoding", {}).get("tooltip"), list)
+    }
+    assert len(fields) > 20
+    for name, shown in fields.items():
+        assert shown & {"step", "steps", "bin", "row"}, name
+    assert "steps" in fields["silence-kinds"] and "steps" in fields["sigma-map-1"] and "step" in fields["sigma-mean"]
+
+
+def test_only_runs_with_a_kl_penalty_in_the_reward_have_the_note_on_records_of_older_versions(tmp_path):
+    for name, content in (("with", "algorithm: {use_kl_in_reward: true}\n"), ("without", "{}\n")):
+        records(tmp_path / name, 1, (MIXED, "trained"), (WRONG, "trained"))
+        (tmp_path / name / "config.yaml").write_text(content)
+        (section,) = (section for section in build_sections(read_runs([tmp_path / name])) if section.name == "silence")
+        assert any("older version" in text and "train again" in text for text in section.text) == (name == "with")
 
 
 # Smoothed lines

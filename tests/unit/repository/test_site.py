@@ -182,15 +182,18 @@ def test_messages_that_the_page_on_troubleshooting_quotes_are_in_the_code():
 
 
 def test_pages_fit_a_telephone_and_a_desk(site, browser):
-    """Nothing but a table or code, which scroll by themselves, is wider than the window."""
-    for width in (400, 1400):
+    """Nothing but a table, which scrolls by itself, is wider than the window, and no line of code is cut."""
+    cut = "[...document.querySelectorAll('pre > code')].filter(code => code.scrollWidth > code.clientWidth).length"
+    for width in (400, 1280, 1400):
         context = browser.new_context(viewport={"width": width, "height": 800})
         page = context.new_page()
         page.set_default_timeout(120_000)  # a busy machine
         requested = []
         page.on("request", lambda request, requested=requested: requested.append(request.url))
-        for name in ("index", "switching", "reference/settings", "reference/api", "algorithms/gvpo", "troubleshooting"):
+        names = ("index", "switching", "reference/settings", "reference/api", "algorithms/gvpo", "troubleshooting")
+        for name in (*names, "start/laptop"):
             page.goto(f"{(site / name).as_uri()}.html")
+            assert page.evaluate(cut) == 0, (name, width)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
             assert page.locator("h1").count() == 1
         assert requested and all(url.startswith(("file:", "data:")) for url in requested)

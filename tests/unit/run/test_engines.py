@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import torch
 import typer
 from omegaconf import OmegaConf, open_dict
 
@@ -128,6 +129,21 @@ def test_flash_attention_that_cannot_be_imported_is_rejected_before_ray(compose_
     assert "default" in problem, "no hardware group"
     config.model_engine, config.actor_rollout_ref.actor.strategy = "megatron", "megatron"
     assert list(check_flash_attention(config, line)) == []
+
+
+@pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")
+def test_without_hardware_on_a_machine_without_gpus_only_the_gpus_are_missing(compose_fast, monkeypatch):
+    """What a newcomer gets who forgets hardware=. With hardware=cpu, flash-attn is not needed."""
+    monkeypatch.setattr(validate.gpus, "query", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, line = compose_fast("algo=grpo", "task=arithmetic")
+    (problem,) = [
+        text for check in (validate.check_accelerators, validate.check_packages) for text in check(config, line)
+    ]
+    assert "no accelerator" in problem and "hardware=cpu" in problem
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert any("flash-attn" in text for text in validate.check_packages(config, line)), "verl's default needs it"
 
 
 @pytest.mark.skipif(attention_here() != "sdpa", reason="flash-attn can be imported here")

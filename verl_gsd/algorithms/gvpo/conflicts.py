@@ -16,7 +16,8 @@ CONFLICTS = (
     ),
     Conflict(
         "algorithm.gsd.budget",
-        "a budget scales advantages by the group's size, but GVPO's optimum is pi exp(R / beta) only for unscaled ones",
+        "a budget gives prompts different numbers of responses and rescales their advantages to balance that, but GVPO "
+        "reaches its optimum only with advantages that nothing rescales",
         "Set budget=uniform, or use another algo.",
     ),
     Conflict(

@@ -29,8 +29,8 @@ def audit_bias(
     """Show the bias of group-relative advantages by solve rate (Lemma 2 of HA-DW's paper), and HA-DW's factors.
 
     Examples:
-        verl-gsd audit-bias runs/first
-        verl-gsd audit-bias runs/first --preset 0.5
+        verl-gsd audit-bias RUN
+        verl-gsd audit-bias RUN --preset 0.5
     """
     from verl_gsd.algorithms.hadw.bias import CAVEATS, bias_by_rate
     from verl_gsd.algorithms.hadw.settings import HadwSettings

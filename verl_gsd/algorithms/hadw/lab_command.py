@@ -42,7 +42,7 @@ def lab_bias(
 
     Examples:
         verl-gsd lab bias algo=hadw task=arithmetic
-        verl-gsd lab bias algo=hadw task=arithmetic --model models/first --output bias.html
+        verl-gsd lab bias algo=hadw task=arithmetic --model MODEL --output bias.html
     """
     from verl_gsd.errors import ConfigError
     from verl_gsd.lab.outputs import check_outputs, print_lines, print_table, write_outputs

@@ -41,7 +41,7 @@ REPORT = ReportSection(
             "drawn",
             "Expected disagreement of prompts",
             {"sampled": "sampler/disagreement/drawn", "whole data set": "sampler/disagreement/everywhere"},
-            "mean of 2p(1-p)",
+            "mean of 2p(1-p) over prompts, p: solve rate",
         ),
         ReportChart(
             "effective",

@@ -55,6 +55,15 @@ def round_step(step: float) -> float:
     return round(float(step), 1)
 
 
-def tooltip(tables: Mapping[str, Any], series: Mapping[str, str], y: str, number_format: str) -> list[Any]:
+def tooltip(
+    tables: Mapping[str, Any], series: Mapping[str, str], place: alt.Tooltip, y: str, number_format: str
+) -> list[Any]:
+    """The run and the series of a mark, if there are several, its ``place`` on the horizontal axis, and its value."""
     names = (["run:N"] if len(tables) > 1 else []) + (["series:N"] if len(series) > 1 else [])
-    return [*names, alt.Tooltip("value:Q", title=y, format=".1%" if number_format == SHARE else ".4g")]
+    return [*names, place, alt.Tooltip("value:Q", title=y, format=".1%" if number_format == SHARE else ".4g")]
+
+
+#: The steps of a mark that reaches from the field ``low`` to ``high``, which lie half a step outside of them.
+STEPS_OF_SPAN = {
+    "steps": "ceil(datum.low) < floor(datum.high) ? ceil(datum.low) + ' to ' + floor(datum.high) : ceil(datum.low)"
+}

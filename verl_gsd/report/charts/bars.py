@@ -50,7 +50,7 @@ def bar_chart(
         .encode(
             x=alt.X("bin:O", title=x, sort=bins, scale=alt.Scale(domain=bins), axis=alt.Axis(labelAngle=-40)),
             y=alt.Y("value:Q", title=y, axis=alt.Axis(format=number_format) if number_format else alt.Axis()),
-            tooltip=tooltip(tables, series, y, number_format),
+            tooltip=tooltip(tables, series, alt.Tooltip("bin:O", title=x), y, number_format),
             **encodings,
         )
     )

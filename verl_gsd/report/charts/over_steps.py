@@ -17,6 +17,7 @@ from verl_gsd.report.chart_data import MAP_COLUMNS, averaged_in_spans, smoothed
 from verl_gsd.report.charts.axes import (
     NUMBER,
     SHARE,
+    STEPS_OF_SPAN,
     colour_by,
     colour_by_run,
     legend,
@@ -83,7 +84,8 @@ def line_chart(
         del row["smooth"]
     dots = alt.OverlayMarkDef(size=25 if max_points > 1 else 60)
     chart = alt.Chart(alt.Data(values=rows)).mark_line(color=COLOURS[0], point=dots)
-    return chart.encode(y=value, tooltip=tooltip(tables, series, y, number_format), **encodings)
+    texts = tooltip(tables, series, alt.Tooltip("step:Q"), y, number_format)
+    return chart.encode(y=value, tooltip=texts, **encodings)
 
 
 def _smoothed_lines(
@@ -123,6 +125,7 @@ def stacked_chart(table: Columns, series: Mapping[str, tuple[str, str]], y: str)
         return None
     return (
         alt.Chart(alt.Data(values=rows))
+        .transform_calculate(**STEPS_OF_SPAN)
         .mark_rect()
         .encode(
             x=step_axis([*spans["low"], *spans["high"]], "low"),
@@ -130,7 +133,11 @@ def stacked_chart(table: Columns, series: Mapping[str, tuple[str, str]], y: str)
             y=alt.Y("from:Q", title=y, axis=alt.Axis(format=SHARE), scale=alt.Scale(domain=[0, 1])),
             y2="to:Q",
             color=colour_by("series", list(series), [colour for _, colour in series.values()]),
-            tooltip=[alt.Tooltip("series:N", title=" "), alt.Tooltip("value:Q", title=y, format=".1%")],
+            tooltip=[
+                alt.Tooltip("series:N", title=" "),
+                alt.Tooltip("steps:N"),
+                alt.Tooltip("value:Q", title=y, format=".1%"),
+            ],
         )
     )
 
@@ -150,6 +157,7 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
     ]
     return (
         alt.Chart(alt.Data(values=rows))
+        .transform_calculate(**STEPS_OF_SPAN)
         .mark_rect(color=COLOURS[0])
         .encode(
             x=step_axis([*cells["low"], *cells["high"]], "low"),
@@ -170,6 +178,7 @@ def heat_map(cells: Columns, y: str) -> alt.Chart:
                 ),
             ),
             tooltip=[
+                alt.Tooltip("steps:N"),
                 alt.Tooltip("below:Q", title="sigma from", format=".3f"),
                 alt.Tooltip("above:Q", title="to", format=".3f"),
                 alt.Tooltip("share:Q", title="share", format=".1%"),

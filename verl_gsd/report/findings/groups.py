@@ -32,7 +32,7 @@ from verl_gsd.rundir import SIZES_IN_DATA
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
-_KL_IN_REWARD = "algorithm.use_kl_in_reward"
+KL_IN_REWARD = "algorithm.use_kl_in_reward"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
 
@@ -55,7 +55,7 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     verl subtracts a KL penalty from the rewards, after they were recorded. If all groups have one response, that is
     what is wrong (``alone``), and dynamic sampling would evict them all.
     """
-    if not has_group_baseline(config.get(ESTIMATOR)) or config.get(_KL_IN_REWARD) is True:
+    if not has_group_baseline(config.get(ESTIMATOR)) or config.get(KL_IN_REWARD) is True:
         return
     if numeric_value(config, _GROUP_SIZE) == 1 and not _has_sizes_in_data(table):
         return

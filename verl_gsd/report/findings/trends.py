@@ -22,6 +22,8 @@ _OF_MEDIAN = np.pi / 2
 #: Steps before and after a shift. It must be as large between the NEAR as between the FAR steps on both sides, because
 #: a figure that grows steadily changes less between the near ones.
 _NEAR, _FAR = 3, 8
+#: Steps that ``sudden_shift`` needs.
+SHIFT_STEPS = 2 * _FAR
 _SUDDEN = 0.8
 #: Standard deviations of a step's noise that a shift must exceed.
 _SHIFT_SPREADS = 6.0
@@ -98,7 +100,7 @@ def sudden_shift(table: Columns, name: str, least: float, *, n_parts: int | None
             can be 0 although it is noisy. Its standard deviation then counts.
     """
     values = known_values(table, name)
-    if len(values) < 2 * _FAR:
+    if len(values) < SHIFT_STEPS:
         return None
     steps = table["step"][~np.isnan(column(table, name))]
     differences = np.diff(values)

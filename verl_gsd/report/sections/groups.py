@@ -9,6 +9,7 @@ from verl_gsd.charts import COLOURS, KINDS, Section
 from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.report.chart_data import accuracy_bins, sigma_cells, totals_by_use
 from verl_gsd.report.charts import SHARE, bar_chart, heat_map, line_chart, share_bars, stacked_chart
+from verl_gsd.report.findings.groups import KL_IN_REWARD
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables, views_with_records
 from verl_gsd.report.steps import column
@@ -82,9 +83,15 @@ def silence(views: Views) -> Section | None:
     text = [
         "The rewards of a silent group give no gradient: they are all equal, or dynamic sampling evicted the group. A "
         "group whose responses are all right or all wrong is silent, unless a penalty, for example on length, makes "
-        "its rewards differ, or a demonstration joins it. With algorithm.use_kl_in_reward=true, the KL penalty makes "
-        "equal rewards differ, so that such a group is not silent. Records of older versions say that it is. The "
-        "charts count all groups, also those that were not trained on."
+        "its rewards differ, or a demonstration joins it. The charts count all groups, also those that were not "
+        "trained on."
+    ]
+    text += [
+        f"{name}: {KL_IN_REWARD}=true adds a KL penalty that makes equal rewards differ, so that such a group is not "
+        "silent. If an older version of verl-gsd made this run, the charts count it as silent nevertheless. To see the "
+        "true share, train again with this version."
+        for name, view in views.items()
+        if view.run.config.get(KL_IN_REWARD) is True
     ]
     text += [
         f"{name}: the estimator {view.run.config[ESTIMATOR]} does not compare the responses of a group, so groups that "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from verl_gsd.charts import KeyFigure, KeyFigureRow, Section
+from verl_gsd.report.chart_data import first_and_last_fifth
 from verl_gsd.report.findings.finding import percent
 from verl_gsd.report.findings.policy import figure_of, held_out, source_of
 from verl_gsd.report.reading import Columns
@@ -39,9 +40,18 @@ def _accuracy(table: Columns) -> KeyFigure:
             return KeyFigure("held-out accuracy", *_from_to(table["step"], values, note, percent))
     accuracy = column(table, "accuracy")
     if (~np.isnan(accuracy)).any():
-        return KeyFigure("accuracy of rollouts", *_from_to(table["step"], accuracy, "", percent))
+        return KeyFigure("accuracy of rollouts", *_means_from_to(table["step"], accuracy, percent))
     reward = column(table, "reward" if "reward" in table else "critic/score/mean")
-    return KeyFigure("mean reward", *_from_to(table["step"], reward, "", lambda value: f"{value:.3g}"))
+    return KeyFigure("mean reward", *_means_from_to(table["step"], reward, lambda value: f"{value:.3g}"))
+
+
+def _means_from_to(steps: np.ndarray, values: np.ndarray, written: Callable[[float], str]) -> tuple[str, str]:
+    """The means of the first and of the last fifth of the known values, and a note with their steps."""
+    fifths = first_and_last_fifth(values)
+    if all(len(fifth) == 1 for fifth in fifths):
+        return _from_to(steps, values, "", written)
+    spans = " and ".join(f"{steps[fifth[0]]} to {steps[fifth[-1]]}" for fifth in fifths)
+    return " to ".join(written(float(values[fifth].mean())) for fifth in fifths), f"means of steps {spans}"
 
 
 def _from_to(steps: np.ndarray, values: np.ndarray, note: str, written: Callable[[float], str]) -> tuple[str, str]:

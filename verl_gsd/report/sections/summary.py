@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from verl_gsd.charts import Notice, Section, Table
+from verl_gsd.report.chart_data import first_and_last_fifth
 from verl_gsd.report.charts import MAX_DOTS
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
 from verl_gsd.report.findings.finding import has_every_acc, is_rated, percent
 from verl_gsd.report.findings.policy import figure_of, held_out
+from verl_gsd.report.findings.trends import SHIFT_STEPS
 from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
 from verl_gsd.rundir import EXACT
+
+#: Checks that compare early with recent steps -> the number of steps that they need.
+_CHECKS_OF_CHANGES = {
+    "whether the entropy or the length of responses collapses": THRESHOLDS.trend,
+    "whether the gradient norm has spikes": THRESHOLDS.trend,
+    "whether the verifier can verify fewer responses than before": THRESHOLDS.trend,
+    "whether the verdicts of the verifier shift at once": SHIFT_STEPS,
+    "whether the loss oscillates": THRESHOLDS.oscillation_steps,
+}
+#: Headers of the table of runs.
+_ROLLOUTS = "accuracy of rollouts, first to last fifth"
+_HELD_OUT = "held out, first to last"
 
 
 def findings_section(views: Views) -> Section:
@@ -85,27 +101,32 @@ def _shares_of_rollouts(views: Views, names: list[str], figure: str) -> str:
 
 
 def _too_short(views: Views) -> list[str]:
-    short = {name: int((view.table["step"] > 0).sum()) for name, view in views.items()}
-    short = {name: steps for name, steps in short.items() if steps < THRESHOLDS.oscillation_steps}
-    if not short:
-        return []
-    steps = ", ".join(
-        f"{name} has {count}" if len(views) > 1 else f"this run has {count}" for name, count in short.items()
-    )
-    return [
-        f"Checks for changes compare early with recent steps. They need {THRESHOLDS.trend} to "
-        f"{THRESHOLDS.oscillation_steps} steps, and {steps}. Held-out accuracy is compared from the fourth validation "
-        "on, and a held-out reward from the twelfth. What a check needs more steps for, it did not look for."
-    ]
+    texts = []
+    for name, view in views.items():
+        count = int((view.table["step"] > 0).sum())
+        skipped = [f"{check} (needs {steps} steps)" for check, steps in _CHECKS_OF_CHANGES.items() if count < steps]
+        if skipped:
+            run = name if len(views) > 1 else "this run"
+            texts.append(f"Not checked, because {run} has {count} steps: {'; '.join(skipped)}.")
+    if texts:
+        texts.append(
+            "Held-out accuracy is checked from the fourth validation on, and a held-out reward from the twelfth."
+        )
+    return texts
 
 
 def runs_section(views: Views) -> Section:
     """A table with one row per run."""
-    header = ("run", "steps", "attempts", "groups", "rollouts", "tokens", "silent", "accuracy of rollouts", "held out")
+    header = ("run", "steps", "attempts", "groups", "rollouts", "tokens", "silent", _ROLLOUTS, _HELD_OUT)
     table = Table(header, [_row(name, view) for name, view in views.items()])
     is_smoothed = any((view.table["step"] > 0).sum() > MAX_DOTS for view in views.values())
-    text = "In charts over steps, pale lines have the values and strong lines are smoothed."
-    return Section("runs", "Runs", [text] if is_smoothed else [], table=table)
+    text = [
+        "The accuracy of rollouts is the mean over the first fifth of the steps, and that over the last fifth, because "
+        "single steps are noisy. Held-out figures are those of the first and of the last validation."
+    ]
+    if is_smoothed:
+        text.append("In charts over steps, pale lines have the values and strong lines are smoothed.")
+    return Section("runs", "Runs", text, table=table)
 
 
 def _row(name: str, view: RunView) -> list[str]:
@@ -126,13 +147,15 @@ def _row(name: str, view: RunView) -> list[str]:
         f"{view.run.attempts}",
         *(f"{count:,.0f}" if count else "-" for count in counts),
         percent(float(np.nanmean(silent))) if (~np.isnan(silent)).any() else "-",
-        _first_to_last(accuracy),
+        _joined([float(accuracy[fifth].mean()) for fifth in first_and_last_fifth(accuracy)]),
         "; ".join(validations) or "-",
     ]
 
 
 def _first_to_last(values: np.ndarray) -> str:
     known = values[~np.isnan(values)]
-    if not len(known):
-        return "-"
-    return f"{known[0]:.3f}\u00a0to\u00a0{known[-1]:.3f}" if len(known) > 1 else f"{known[0]:.3f}"
+    return _joined([known[0], known[-1]][: len(known)])
+
+
+def _joined(ends: Sequence[float]) -> str:
+    return "\u00a0to\u00a0".join(f"{value:.3f}" for value in ends) or "-"

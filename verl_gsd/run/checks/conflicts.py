@@ -18,4 +18,7 @@ def check_conflicts(config: DictConfig, line: Line) -> Iterator[str]:
             name, conflict = in_config.declaration.name, in_config.conflict
             value = OmegaConf.select(config, in_config.key)
             setting = in_config.key if OmegaConf.is_config(value) else f"{in_config.key}={as_yaml(value)}"
+            group = setting.removeprefix(SECTIONS)
+            if group in line.choices:  # the section is there because of this word, which the user knows
+                setting = f"{group}={line.choices[group]}, which sets {setting}"
             yield f"{setting}: {SECTIONS}{name} does not work with it: {conflict.reason}. {conflict.fix}"

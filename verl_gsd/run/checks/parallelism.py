@@ -107,10 +107,17 @@ def workers_of(config: DictConfig) -> int:
 
 
 def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
-    """Check that mini-batches divide evenly among workers, and accelerators evenly among vLLM replicas."""
+    """Check that mini-batches fit into a step and divide evenly among workers, and accelerators among vLLM replicas."""
     actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
     if not all(is_whole(n, 1) for n in (trainer.nnodes, trainer.n_gpus_per_node, rollout.n, actor.ppo_mini_batch_size)):
         return  # another check reports these values
+    batch = config.data.train_batch_size
+    if not actor.use_dynamic_bsz and is_whole(batch, 1) and actor.ppo_mini_batch_size > batch:
+        yield (
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: a mini-batch cannot have more "
+            f"prompts than a step, which has data.train_batch_size={batch}. Set it to {batch} or less, or set a larger "
+            "data.train_batch_size."
+        )
     workers, rows = workers_of(config), actor.ppo_mini_batch_size * rollout.n
     if workers and rows % workers:
         yield (

@@ -402,7 +402,9 @@ def check_packages(config: DictConfig, line: Line) -> Iterator[str]:
     """Check that Megatron and flash-attn can be imported if the run needs them, unless it joins a Ray cluster."""
     if not _joins_cluster(config):
         yield from check_engine_installed(config, line)
-        yield from check_flash_attention(config, line)
+        # Without hardware=, the missing accelerator is the error to repair: hardware=cpu needs no flash-attn.
+        if config.get("hardware") is not None or not any(check_accelerators(config, line)):
+            yield from check_flash_attention(config, line)
 
 
 def cpu_engine_problem() -> str:

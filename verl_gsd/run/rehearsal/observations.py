@@ -132,7 +132,7 @@ def observe_groups(run: RunDirectory, config: DictConfig, findings: Findings) ->
             findings.worked.append(f"dynamic sampling: {fates['filtered']} groups were evicted and replaced")
         else:
             findings.wrong.append(
-                "algorithm.filter_groups.enable=true: no group was evicted, although some are unanimous. Check "
+                "algorithm.filter_groups.enable=true: no group was evicted, although some are silent. Check "
                 f"algorithm.filter_groups.metric={config.algorithm.filter_groups.metric}."
             )
     metrics = _last_metrics(run)

@@ -146,7 +146,7 @@ def test_what_does_not_go_with_both_is_named(check, words, message):
     assert re.search(message, str(refused.value))
 
 
-def test_the_audit_says_who_is_shown_and_what_becomes_of_unanimous_groups(compose_fast):
+def test_the_audit_says_who_is_shown_and_what_becomes_of_silent_groups(compose_fast):
     def lines(*words):
         config, _ = compose_fast("algo=gvpo_demonstrations", "task=arithmetic", "hardware=cpu", *words)
         return "\n".join(audit(config).lines())
@@ -154,8 +154,8 @@ def test_the_audit_says_who_is_shown_and_what_becomes_of_unanimous_groups(compos
     found = lines()
     assert "an expert's response replaces a rollout in a group in which every rollout failed" in found
     assert "fits 0.1 times the log-ratio to the policy before the step" in found
-    (unanimous,) = re.findall(r"^unanimous groups: .*", found, re.M)
-    assert unanimous == "unanimous groups: kept; their only effect is a pull towards the policy before the step"
+    (silent,) = re.findall(r"^silent groups: .*", found, re.M)
+    assert silent == "silent groups: kept; their only effect is a pull towards the policy before the step"
     one_update = "actor_rollout_ref.actor.ppo_mini_batch_size=24"
     assert re.search(
         r"^warning: .*REINFORCE.* A demonstration is then a response with a positive", lines(one_update), re.M

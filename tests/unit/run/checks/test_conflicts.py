@@ -188,3 +188,12 @@ def test_when_a_condition_holds(text, holding, others):
         config = OmegaConf.create({"a": {"b": value}})
         assert condition.holds(config) == any(value is one for one in holding), value
     assert condition.holds(OmegaConf.create({"a": 3})) == any(value is None for value in holding), "no such key"
+
+
+def test_a_conflict_names_the_word_that_the_user_typed(compose_fast):
+    config, line = compose_fast("algo=gvpo", "task=arithmetic", "budget=adaptive", "hardware=cpu")
+    (problem,) = [text for text in check_conflicts(config, line) if "budget" in text]
+    assert problem.startswith(
+        "budget=adaptive, which sets algorithm.gsd.budget: algorithm.gsd.gvpo does not work with it: "
+    )
+    assert "Set budget=uniform" in problem

@@ -271,7 +271,7 @@ def test_what_another_package_does_is_in_the_audit_in_the_order_of_the_chain(con
         "a cap of 1",
     ]
     page = "\n".join(lines)
-    places = [page.index(text) for text in (*texts, "it is squared", "unanimous groups: kept, and repeated")]
+    places = [page.index(text) for text in (*texts, "it is squared", "silent groups: kept, and repeated")]
     assert places == sorted(places)
     assert "prompts: the longest first" in lines
     assert "warning: algorithm.gsd.theirs.limit=1: caps everything. Set 2." in lines

@@ -168,6 +168,11 @@ CASES = [
         [f"{MODEL}.override_config.attn_implementation=eager {MODEL}.use_remove_padding=false"],
     ),
     (
+        f"algo=grpo {ACTOR}.use_dynamic_bsz=false data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=32",
+        "cannot have more prompts than a step",
+        [f"{ACTOR}.ppo_mini_batch_size=16", "data.train_batch_size=32"],
+    ),
+    (
         f"{SEVEN} {ACTOR}.ppo_mini_batch_size=3 {ROLLOUT}.n=5",
         "do not divide evenly",
         [f"{ACTOR}.ppo_mini_batch_size=8"],
