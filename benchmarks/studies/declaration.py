@@ -29,7 +29,7 @@ class Arm:
     """One way to train.
 
     Attributes:
-        name: without spaces; names the folder of its runs.
+        name: without spaces; names the folder of its runs. No two arms of a task have the same.
         words: of ``verl-gsd lab train``, without the task, the learning rate and the number of steps.
         rate: its learning rate; None if this study tunes it.
         steps: training steps; None for those of the study. An arm that generates more tokens per step needs fewer.
@@ -64,7 +64,7 @@ class Study:
         judges: whether runs ask the judges of ``judge_server``, so that the server has to run beside them.
 
     Raises:
-        ValueError: arms have the same name, an arm is compared with one that does not exist, rates are missing or do
+        ValueError: arms of a task have the same name, an arm is compared with one that does not exist, rates are missing or do
             not increase, or a seed is used for both purposes.
     """
 
@@ -86,10 +86,11 @@ class Study:
     judges: bool = False
 
     def __post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"{self.name}: arms need different names, got {names}")
-        if unknown := {self.baseline, *map(self.other, self.arms)} - {*names}:
+        for task in self.tasks:
+            names = [arm.name for arm in self.arms_of(task)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{self.name}: arms of {task} need different names, got {names}")
+        if unknown := {self.baseline, *map(self.other, self.arms)} - {arm.name for arm in self.arms}:
             raise ValueError(f"{self.name}: arms are compared with {sorted(unknown)}, which are no arms of the study")
         if any(arm.rate is None for arm in self.arms) and not self.rates:
             raise ValueError(f"{self.name}: arms without a learning rate need rates to try")

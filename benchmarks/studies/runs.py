@@ -134,7 +134,7 @@ def rate_of(study: Study, task: str, arm: Arm, ledger: Ledger, load: Callable[[s
     """
     if isinstance(arm.rate, Tuned):
         other = load(arm.rate.study)
-        tuned = next(found for found in other.arms if found.name == arm.rate.arm)
+        tuned = next(found for found in other.arms_of(task) if found.name == arm.rate.arm)
         rate = rate_of(other, task, tuned, ledger, load)
         return None if rate is None else rate * arm.rate.times
     return tune(study, task, arm, ledger).best if arm.rate is None else arm.rate

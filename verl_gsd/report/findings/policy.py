@@ -27,7 +27,7 @@ from verl_gsd.report.findings.finding import (
     window_size,
 )
 from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
-from verl_gsd.report.findings.trends import Level, lasting_fall, noise_of_step, start_levels
+from verl_gsd.report.findings.trends import LevelEstimate, lasting_fall, noise_of_step, start_levels
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
@@ -134,7 +134,7 @@ def _length_before_collapse(table: Columns, name: str, n_parts: int) -> float | 
     errors = errors_in_parts(THRESHOLDS.growth_errors, n_parts)
     longer = [
         earlier.value
-        for earlier in (Level(largest_mean(table, name), of_window), *start_levels(lengths))
+        for earlier in (LevelEstimate(largest_mean(table, name), of_window), *start_levels(lengths))
         if last < THRESHOLDS.length * earlier.value
         and earlier.value - last > errors * np.hypot(earlier.error, of_window)
     ]

@@ -57,14 +57,14 @@ def noise_of_step(values: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelEstimate:
     """A level of a figure, and its standard error."""
 
     value: float
     error: float
 
 
-def start_levels(values: np.ndarray) -> list[Level]:
+def start_levels(values: np.ndarray) -> list[LevelEstimate]:
     """Levels at the start of a run: medians of the first values, from ``THRESHOLDS.start`` to half a window of them.
 
     A fault that begins at the first step can be complete after a few. Only the shortest start then has the level before
@@ -85,7 +85,7 @@ def start_levels(values: np.ndarray) -> list[Level]:
     for count in range(THRESHOLDS.start, max(THRESHOLDS.start, size // 2) + 1):
         of_late = np.median(np.lib.stride_tricks.sliding_window_view(late, count), axis=1)
         error = max(of_step * np.sqrt(_OF_MEDIAN / count), float(of_late.std(ddof=1)))
-        levels.append(Level(float(np.median(values[:count])), error))
+        levels.append(LevelEstimate(float(np.median(values[:count])), error))
     return levels
 
 
@@ -222,8 +222,8 @@ def growth(table: Columns, name: str) -> float:
     return difference if is_large else 0.0
 
 
-def _mean_level(values: np.ndarray) -> Level:
-    return Level(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+def _mean_level(values: np.ndarray) -> LevelEstimate:
+    return LevelEstimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
 def _changes(values: np.ndarray, size: int) -> np.ndarray:
