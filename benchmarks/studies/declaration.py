@@ -64,8 +64,8 @@ class Study:
         judges: whether runs ask the judges of ``judge_server``, so that the server has to run beside them.
 
     Raises:
-        ValueError: arms of a task have the same name, an arm is compared with one that does not exist, rates are missing or do
-            not increase, or a seed is used for both purposes.
+        ValueError: arms of a task have the same name, an arm is compared with one that does not exist, rates are
+            missing or do not increase, or a seed is used for both purposes.
     """
 
     name: str

@@ -354,7 +354,7 @@ def test_without_the_problem_there_is_no_finding(finder, steps, config):
 
 #: Finder, column, (before, after) of a fault that begins at the first step.
 EARLY = [
-    (policy.entropy, "actor/entropy", (0.5, 0.05)),
+    (policy.entropy, "entropy", (0.5, 0.05)),
     (policy.length, "tokens_per_response", (800, 250)),
     (rewards.rising_unverified, "verifier/unverified", (0.02, 0.17)),
     (dagrpo.drifting_judge, "pairs_contradicted", (0.15, 0.4)),
