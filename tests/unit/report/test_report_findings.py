@@ -161,10 +161,10 @@ FIRES = [
     ),
     (rewards.slow, table(reward__share_of_step=0.9), {"reward.num_workers": 8}, "reward.num_workers=16"),
     (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_sync"}, "reward.num_workers"),
-    (policy.entropy, table(actor__entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
+    (policy.entropy, table(entropy=falling(1, 0.01)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
     (policy.length, table(response_length__mean=falling(400, 50)), {}, "loss_agg_mode=token-mean"),
-    (policy.entropy, table(actor__entropy=from_first_step(0.5, 0.05)), {}, "clip_ratio_high=0.28"),
+    (policy.entropy, table(entropy=from_first_step(0.5, 0.05)), {}, "clip_ratio_high=0.28"),
     (policy.length, table(tokens_per_response=from_first_step(800, 250)), {}, "loss_agg_mode=token-mean"),
     (
         policy.length,
@@ -263,10 +263,10 @@ QUIET = [
     (rewards.failing, table(rollouts=64), {}),
     (rewards.slow, table(reward__share_of_step=0.3), {}),
     (rewards.slow, table(reward__share_of_step=0.9), {MODE: "gsd_colocate_async"}),
-    (policy.entropy, table(actor__entropy=falling(1, 0.5)), {}),
-    (policy.entropy, table(actor__entropy=known_after(STEPS - 5, falling(1, 0))), {}),
-    (policy.entropy, table(actor__entropy=from_first_step(0.5, 0.15)), {}),
-    (policy.entropy, table(actor__entropy=np.where(np.arange(STEPS) == 0, 3.2, 0.4 + WAVE)), {}),
+    (policy.entropy, table(entropy=falling(1, 0.5)), {}),
+    (policy.entropy, table(entropy=known_after(STEPS - 5, falling(1, 0))), {}),
+    (policy.entropy, table(entropy=from_first_step(0.5, 0.15)), {}),
+    (policy.entropy, table(entropy=np.where(np.arange(STEPS) == 0, 3.2, 0.4 + WAVE)), {}),
     (policy.length, table(tokens_per_response=falling(400, 300)), {}),
     (policy.length, table(tokens_per_response=from_first_step(800, 500)), {}),
     (policy.length, table(tokens_per_response=np.where(np.arange(STEPS) == 0, 3000, 400 + 1000 * WAVE)), {}),
@@ -488,7 +488,7 @@ QUANTILE, REPLACES = "algorithm.gsd.dagrpo.delta.quantile", "trainer.v1.sampler.
 @pytest.mark.parametrize(
     ("finder", "steps", "key", "advised", "enough"),
     [
-        (policy.entropy, table(actor__entropy=falling(1, 0.01)), ENTROPY_BONUS, [0, 1e-4], [0.001, 0.01, 1]),
+        (policy.entropy, table(entropy=falling(1, 0.01)), ENTROPY_BONUS, [0, 1e-4], [0.001, 0.01, 1]),
         (
             policy.length,
             table(tokens_per_response=falling(400, 50)),
@@ -664,5 +664,5 @@ ONE_UPDATE = {
 )
 def test_a_clipping_bound_is_advised_only_if_ratios_differ_from_1(changes, is_advised):
     """With one update per step, the policy is still that of the old log-probabilities."""
-    (finding,) = policy.entropy(table(actor__entropy=falling(1, 0.01)), ONE_UPDATE | changes)
+    (finding,) = policy.entropy(table(entropy=falling(1, 0.01)), ONE_UPDATE | changes)
     assert any("clip_ratio_high" in override for override in finding.overrides) == is_advised
