@@ -6,8 +6,7 @@
 
 ``run`` first tries each arm's learning rates on seeds of their own, then trains all seeds at the best rate. Finished
 runs are lines of ``benchmarks/results/studies/runs.jsonl``; ``run`` trains what is not there. ``table`` writes
-``benchmarks/results/studies/NAME.json`` from them, its table in ``docs/studies.md`` and its picture, and names what is
-missing.
+``benchmarks/results/studies/NAME.json`` from them, its tables in ``docs/studies.md`` and the README, and its picture.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import importlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import publishing
 import typer
@@ -24,7 +23,7 @@ from studies.analysis import analyse
 from studies.declaration import Study
 from studies.judge_server import serving
 from studies.ledger import LEDGER, read_ledger
-from studies.page import PAGE, draw, markdown, picture_of, with_table
+from studies.page import PAGE, README, RESULTS, draw, markdown, picture_of, summary, with_table
 from studies.runs import needed, train
 
 from verl_gsd.lab.training.seeds import parse_seeds
@@ -38,6 +37,10 @@ def load(name: str) -> Study:
     study: Study = importlib.import_module(f"studies.{name}").STUDY
     assert study.name == name, f"{study.name} is in {name}.py"
     return study
+
+
+def _result(name: str) -> dict[str, Any]:
+    return analyse(load(name), read_ledger(), load)
 
 
 @app.command()
@@ -74,10 +77,11 @@ def run(
 @app.command()
 def table(name: Name) -> None:
     """Write the results of the runs that have finished."""
-    result = analyse(load(name), read_ledger(), load)
+    result = _result(name)
     output = LEDGER.parent / f"{name}.json"
     publishing.write(result, output)
     PAGE.write_text(with_table(PAGE.read_text(), name, markdown(result)))
+    README.write_text(with_table(README.read_text(), RESULTS, summary(*map(_result, ("methods", "stability")))))
     if any(row["gain"] for row in result["rows"]):
         draw(result, picture_of(name))
     out.print(f"{'partial' if result['missing'] else 'complete'}: {output}", soft_wrap=True)

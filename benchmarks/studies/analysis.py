@@ -11,7 +11,7 @@ import publishing
 
 from studies.declaration import Study
 from studies.ledger import TRACES, FinishedRun
-from studies.runs import Cell, Ledger, late_mean, learning_curve, main_cell, rate_of, tune
+from studies.runs import Cell, Ledger, late_mean, late_mean_of, learning_curve, main_cell, rate_of, tune
 from verl_gsd.compare.comparison import holm
 from verl_gsd.evaluation.intervals import Estimate, difference_over_seeds, paired_test, student_mean
 from verl_gsd.lab.training.seeds import parse_seeds
@@ -97,9 +97,9 @@ def _row(cell: Cell, found: Mapping[int, FinishedRun], other: Mapping[int, Finis
         "short": sum(run.tokens[-1] < budget for run in found.values()),
         "tokens_per_step": float(np.mean([run.tokens[-1] / run.steps[-1] for run in found.values()])),
         "late": {name: _late([run.traces[name] for run in found.values()]) for name in TRACES},
-        "levels": _levels(list(found.values())),
+        "levels": _levels(list(found.values()), budget),
         "gain": _gain([late_mean(other[seed], cell.task, budget) for seed in common], [late[seed] for seed in common]),
-        "gain_by_level": _gain_by_level([other[seed] for seed in common], [found[seed] for seed in common]),
+        "gain_by_level": _gain_by_level([other[seed] for seed in common], [found[seed] for seed in common], budget),
     }
 
 
@@ -126,18 +126,14 @@ def _late(traces: Sequence[Sequence[float | None]]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _level(run: FinishedRun, low: float, high: float) -> float | None:
-    """Mean exact accuracy of the second half's validations over levels that were in [low, high) before training."""
-    late = [
-        float(np.mean(values[1:][_second_half(len(values) - 1)]))
-        for values in run.levels.values()
-        if low <= values[0] < high
-    ]
-    return float(np.mean(late)) if late else None
+def _level(run: FinishedRun, low: float, high: float, budget: int) -> float | None:
+    """The measure, of the mean over the levels whose accuracy was in [low, high) before training; None without any."""
+    curves = [values for values in run.levels.values() if low <= values[0] < high]
+    return late_mean_of(run, np.mean(curves, axis=0), budget) if curves else None
 
 
-def _levels(runs: Sequence[FinishedRun]) -> dict[str, float]:
-    found = {name: [_level(run, *bounds) for run in runs] for name, bounds in LEVELS.items()}
+def _levels(runs: Sequence[FinishedRun], budget: int) -> dict[str, float]:
+    found = {name: [_level(run, *bounds, budget) for run in runs] for name, bounds in LEVELS.items()}
     return {
         name: float(np.mean([value for value in values if value is not None]))
         for name, values in found.items()
@@ -145,11 +141,15 @@ def _levels(runs: Sequence[FinishedRun]) -> dict[str, float]:
     }
 
 
-def _gain_by_level(first: Sequence[FinishedRun], second: Sequence[FinishedRun]) -> dict[str, dict[str, float]]:
-    """Level -> difference second - first at equal steps, paired by seed."""
+def _gain_by_level(
+    first: Sequence[FinishedRun], second: Sequence[FinishedRun], budget: int
+) -> dict[str, dict[str, float]]:
+    """Level -> difference second - first at equal tokens, paired by seed."""
     gains = {}
     for name, bounds in LEVELS.items():
-        pairs = [(_level(one, *bounds), _level(two, *bounds)) for one, two in zip(first, second, strict=True)]
+        pairs = [
+            (_level(one, *bounds, budget), _level(two, *bounds, budget)) for one, two in zip(first, second, strict=True)
+        ]
         known = [(one, two) for one, two in pairs if one is not None and two is not None]
         if len(known) > 1:
             one, two = np.array(known).T

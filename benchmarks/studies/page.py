@@ -1,8 +1,9 @@
-"""The tables of ``docs/studies.md``, which stand between two comments each, and their pictures."""
+"""The tables of ``docs/studies.md`` and of the README, which stand between two comments each, and pictures."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from verl_gsd.charts.theme import write_png
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "studies.md"
+README = ROOT / "README.md"
+#: The place in the README of the table that ``summary`` makes.
+RESULTS = "results"
 _COLUMNS = ("arm", "rate", "measure", "gain", "p", "hard", "middle", "easy", "entropy", "answers", "tokens", "diverged")
 
 
@@ -22,7 +26,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     if not result["rows"]:
         return "**Not run yet.**"
     if result["missing"]:
-        lines += [f"**Partial.** Missing: {'; '.join(result['missing'])}.", ""]
+        arms = Counter(place.partition("/")[0] for place in result["missing"])
+        places = ", ".join(f"{count} {'arm' if count == 1 else 'arms'} on `{task}`" for task, count in arms.items())
+        lines += [f"**Partial.** Runs are missing of {places}.", ""]
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
         lines += [
             f"`task={task}`, {result['budget_tokens'][task]:,} tokens:",
@@ -48,6 +54,57 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['tokens_per_step']:.0f}",
         f"{row['diverged']} of {len(row['seeds'])}",
     ]
+
+
+def summary(methods: Mapping[str, Any], stability: Mapping[str, Any]) -> str:
+    """The README's table: gains of each method over GRPO, how far above its best rate it is stable, and its cost.
+
+    Args:
+        methods, stability: the results of these studies.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in methods["rows"]))
+    rows = {(row["task"], row["arm"]): row for row in methods["rows"]}
+    stable = _stable_up_to(stability)
+    lines = [
+        f"| method | {' | '.join(f'`{task}`' for task in tasks)} | stable up to | tokens per step |",
+        f"|{'---|' * (len(tasks) + 3)}",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in methods["rows"]):
+        own = [rows.get((task, arm)) for task in tasks]
+        costs = [
+            row["tokens_per_step"] / rows[row["task"], "grpo"]["tokens_per_step"]
+            for row in own
+            if row is not None and (row["task"], "grpo") in rows
+        ]
+        cost = f"{min(costs):.1f}" if max(costs) - min(costs) < 0.05 else f"{min(costs):.1f} to {max(costs):.1f}"
+        gains = [_gain_cell(row) for row in own]
+        lines.append(f"| `{arm}` | {' | '.join(gains)} | {stable.get(arm, '')} | {cost} |")
+    return "\n".join(lines)
+
+
+def _gain_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["gain"] is None:
+        return f"{row['measure']['mean']:.3f}"
+    interval = _interval(row["gain"])
+    return f"**{interval}**" if row["gain"]["p_adjusted"] < 0.05 else interval
+
+
+def _stable_up_to(stability: Mapping[str, Any]) -> dict[str, str]:
+    """Method -> the largest multiple of its best rate up to which no run diverged, once all its multiples have runs."""
+    diverged: dict[str, dict[int, int]] = {}
+    for row in stability["rows"]:
+        name, _, times = row["arm"].rpartition("_x")
+        diverged.setdefault(name, {})[int(times)] = row["diverged"]
+    waiting = {place.partition("/")[2].partition(":")[0].rpartition("_x")[0] for place in stability["missing"]}
+    found = {}
+    for name, counts in diverged.items():
+        if name not in waiting:
+            unstable = [times for times, count in counts.items() if count]
+            stable = [times for times in counts if times < min(unstable, default=max(counts) + 1)]
+            found[name] = f"{max(stable)} x" if stable else "none"
+    return found
 
 
 def _interval(gain: Mapping[str, float]) -> str:

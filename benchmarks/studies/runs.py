@@ -75,15 +75,17 @@ def learning_curve(run: FinishedRun, task: str) -> tuple[float, ...]:
 
 
 def late_mean(run: FinishedRun, task: str, budget: int) -> float:
-    """The mean of the learning curve over the second half of a budget of tokens, or of the run's tokens if fewer.
+    """The mean of the learning curve over the second half of a budget of tokens, or of the run's tokens if fewer."""
+    return late_mean_of(run, learning_curve(run, task), budget)
 
-    The curve is linear between validations.
-    """
+
+def late_mean_of(run: FinishedRun, curve: Sequence[float], budget: int) -> float:
+    """The same for any curve of a run, (V,). It is linear between validations."""
     last = min(budget, run.tokens[-1])
     first = max(run.tokens[0], last // 2)
     inside = [tokens for tokens in run.tokens if first < tokens < last]
     grid = np.array([first, *inside, last], dtype=float)
-    return float(np.trapezoid(np.interp(grid, run.tokens, learning_curve(run, task)), grid) / (last - first))
+    return float(np.trapezoid(np.interp(grid, run.tokens, curve), grid) / (last - first))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def test_each_step_trains_whole_groups_that_disagree_and_every_other_group_is_re
         answered = [row for row in rows if row["fate"] != "failed"]
         assert all((row["kind"] == "mixed") == (row["fate"] == "trained") for row in answered)
         assert seen["group/frac_mixed"] == pytest.approx(np.mean([row["kind"] == "mixed" for row in answered]))
+        # The loss is a mean over tokens, so that verl's metric is, too.
+        assert seen["policy/entropy"] == pytest.approx(seen["actor/entropy"], rel=1e-4)
         groups = defaultdict(list)
         for row in run.rollouts[step]:
             if not row["uid"].startswith("pad"):  # rows without which two workers would have unequal parts

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as the script has it
 from studies.analysis import analyse
 from studies.declaration import Arm, Study, Tuned
 from studies.ledger import LEDGER, TRACES, FinishedRun, append, read_ledger
-from studies.page import PAGE, markdown, with_table
+from studies.page import PAGE, README, RESULTS, markdown, summary, with_table
 from studies.runs import late_mean, main_cell, needed, rate_of, tune, tuning_cell
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py") if "STUDY = " in path.read_text())
@@ -219,6 +219,30 @@ def test_the_ledger_keeps_runs_as_they_are(tmp_path):
     for run in runs:
         append(run, path)
     assert read_ledger(path) == {(run.words, run.seed): run for run in runs}
+
+
+def test_the_table_of_the_readme_is_that_of_the_ledger():
+    results = [analyse(load(name), read_ledger(), load) for name in ("methods", "stability")]
+    assert with_table(README.read_text(), RESULTS, summary(*results)) == README.read_text()
+
+
+def row_of(arm, diverged=0, gain=None, task=TASK, tokens=500.0):
+    measure = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    return {"task": task, "arm": arm, "measure": measure, "gain": gain, "diverged": diverged, "tokens_per_step": tokens}
+
+
+def test_the_summary_has_gains_costs_and_the_rate_up_to_which_no_run_diverged():
+    gain = {"mean": 0.02, "low": 0.01, "high": 0.03, "p_adjusted": 0.01}
+    methods = {"rows": [row_of("grpo"), row_of("new", gain=gain, tokens=1000.0)]}
+    counts = {"grpo_x1": 0, "grpo_x2": 0, "grpo_x4": 3, "grpo_x8": 0, "new_x1": 0, "new_x2": 0}
+    stability = {
+        "rows": [row_of(arm, count) for arm, count in counts.items()],
+        "missing": [f"{TASK}/new_x4: 8 of 8 seeds"],
+    }
+    assert summary(methods, stability).splitlines()[2:] == [
+        "| `grpo` | 0.500 | 2 x | 1.0 |",
+        "| `new` | **+0.020 [+0.010, +0.030]** |  | 2.0 |",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
