@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from verl_gsd.responses import PromptKey, ResponseStore
 
-__all__ = ["PromptKey", "PromptStore", "prompt_hash"]
+__all__ = ["PromptKey", "PromptStore", "independent_prompts", "prompt_hash", "question_labels"]
 
 #: One prompt in the store: 56 bytes, in addition to about 110 bytes in the dictionary that finds it.
 _ROW: np.dtype = np.dtype(
@@ -263,6 +264,28 @@ def prompt_hash(prompt: Any) -> int:
     """
     text = json.dumps(prompt, sort_keys=True, default=_json_value)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def question_labels(columns: Mapping[str, Sequence[Any]]) -> list[int]:
+    """A hash of each row's prompt and reference answer. Rows with the same label are the same question.
+
+    Args:
+        columns: columns of verl's data set: ``raw_prompt``, and ``reward_model`` if there is one.
+    """
+    chats = columns["raw_prompt"]
+    models = columns["reward_model"] if "reward_model" in columns else [None] * len(chats)
+    truths = [model.get("ground_truth") if isinstance(model, Mapping) else None for model in models]
+    return [prompt_hash([chat, truth]) for chat, truth in zip(chats, truths, strict=True)]
+
+
+def independent_prompts(labels: Iterable[Hashable]) -> int:
+    """How many prompts have a mean of the same variance as rows with these labels.
+
+    Rows with one label are samples of one prompt. With m_i rows of prompt i, the number is (sum m)^2 / sum m^2, rounded
+    down: the number of distinct prompts if all are repeated equally often.
+    """
+    counts = Counter(labels).values()
+    return sum(counts) ** 2 // sum(count**2 for count in counts)
 
 
 def _json_value(value: Any) -> Any:

@@ -42,6 +42,9 @@ GENERATED_REWARD = "group/reward/generated"
 SIZES_IN_DATA = "group/sizes_in_data"
 #: The start of our trainer's metric names of the number of held-out prompts. The data source follows.
 HELD_OUT_PROMPTS = "val/prompts/"
+#: The same, of ``prompts.independent_prompts``, in which a repeated prompt counts once. Sources in which no prompt is
+#: repeated have no metric.
+HELD_OUT_INDEPENDENT = "val/independent/"
 #: The start of our trainer's metric names of the number of held-out responses whose ``acc`` lies outside [0, 1]. The
 #: data source follows. Sources without such a response have no metric.
 HELD_OUT_OUTSIDE = "val/outside/"

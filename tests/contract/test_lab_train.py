@@ -206,6 +206,16 @@ def test_each_source_of_held_out_prompts_has_its_accuracy_or_its_reward(trained,
     assert metrics_of(run)[STEPS]["val-core/arithmetic/reward/mean@1"] == 0.25
 
 
+def test_held_out_prompts_that_are_repeated_are_counted_once(trained, tiny_task):
+    file = tiny_task / "test.parquet"
+    chats, models = (pq.read_table(file)[name].to_pylist() for name in ("prompt", "reward_model"))
+    questions = {(str(chat), model["ground_truth"]) for chat, model in zip(chats, models, strict=True)}
+    _, run, _ = trained("algo=grpo", f"data.val_files=[{file},{file}]", "data.val_max_samples=-1")
+    found = metrics_of(run)[STEPS]
+    assert found["val/prompts/arithmetic"] == 2 * len(chats) > found["val/independent/arithmetic"]
+    assert found["val/independent/arithmetic"] <= len(questions)
+
+
 def test_dynamic_sampling_without_any_mixed_group_ends_with_the_remedy(trained, tmp_path):
     (tmp_path / "reward.py").write_text("def compute_score(**_):\n    return {'score': 0.0, 'acc': 0.0}\n")
     reward = f"reward.custom_reward_function.path={tmp_path / 'reward.py'}"

@@ -1,7 +1,9 @@
 """The laboratory's metrics of a validation are those that verl computes from the same rewards."""
 
 from collections import defaultdict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -78,3 +80,35 @@ def test_a_failed_reward_counts_as_wrong_and_not_as_a_reward_of_0():
         "val-aux/math/acc_success_only/mean@1": 1.0,
         "val-core/math/acc/mean@1": 0.5,
     }
+
+
+def test_repeated_held_out_prompts_are_counted_once(monkeypatch):
+    """verl gives each row a uid of its own."""
+    from verl_gsd.trainer.trainer import GSDTrainerSync, PPOTrainer
+
+    def rows(*texts):
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        return {"raw_prompt": np.array(chats, dtype=object), "data_source": np.array(["math"] * len(texts))}
+
+    def validate_stub(self):
+        uids = [f"{batch}_{row}" for batch, data in enumerate(self.val_dataloader) for row in range(len(data["uid"]))]
+        expected = {("math", uid): 1 for uid in uids}
+        infos = {"reward": [1.0] * len(uids), "acc": [1.0] * len(uids)}
+        return self._val_metrics_update(["math"] * len(uids), uids, infos, [], expected_acc_counts=expected)
+
+    def taken(loader):
+        for batch in loader:
+            batch["uid"] = np.arange(len(batch["raw_prompt"]))
+            yield batch
+
+    monkeypatch.setattr(PPOTrainer, "_validate", validate_stub)
+    monitor = SimpleNamespace(rewards=SimpleNamespace(end_validation=lambda step: {}))
+    for texts, counts in (
+        ([("a", "b"), ("a", "b")], {"val/prompts/math": 4.0, "val/independent/math": 2.0}),
+        ([("a", "b"), ("c",)], {"val/prompts/math": 3.0}),
+    ):
+        trainer = bare(GSDTrainerSync, monitor=monitor, global_steps=1)
+        loader = trainer.val_dataloader = list(taken([rows(*batch) for batch in texts]))
+        found = trainer._validate()
+        assert {name: value for name, value in found.items() if name.startswith("val/")} == counts
+        assert trainer.val_dataloader is loader

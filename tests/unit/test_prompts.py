@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_gsd.prompts import PromptStore, prompt_hash
+from verl_gsd.prompts import PromptStore, independent_prompts, prompt_hash, question_labels
 
 keys = st.tuples(st.sampled_from(["gsm8k", "math"]), st.integers(-2, 5))
 visits = st.lists(st.tuples(keys, st.integers(0, 8), st.integers(1, 8)), max_size=40)
@@ -176,3 +176,18 @@ def test_prompts_that_differ_only_in_an_image_or_an_array_have_different_hashes(
     for one, other in ((black, white), (b"\x00", b"\x01"), (np.zeros(2), np.ones(2))):
         first, again, second = (prompt_hash([{"content": value}]) for value in (one, one, other))
         assert first == again != second
+
+
+def test_repeated_prompts_are_as_many_independent_ones_as_have_the_variance_of_their_mean():
+    assert independent_prompts("abcd") == 4 and independent_prompts("aabbccdd") == 4
+    assert independent_prompts(["a"] * 500 + list(range(500))) == 3, "one prompt is half of the mean"
+    assert independent_prompts(["a"]) == 1
+
+
+def test_a_question_is_its_prompt_and_its_answer():
+    chats = [[{"role": "user", "content": text}] for text in ("one", "one", "two", "one")]
+    models = [{"ground_truth": truth} for truth in "1112"]
+    first, same, *others = question_labels({"raw_prompt": chats, "reward_model": models})
+    assert first == same and len({first, *others}) == 3
+    without = question_labels({"raw_prompt": chats})
+    assert without[0] == without[1] == without[3] != without[2]

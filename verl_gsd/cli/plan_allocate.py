@@ -58,18 +58,20 @@ def sentences(
     if n_unknown:
         messages.append(f"{n_unknown} rows have no solve rate and get {group_size} each.")
     (gain_before, gain), (mixed_before, mixed) = allocation.gain, allocation.mixed
-    source = (
-        "the posterior of each prompt's counts under a uniform prior" if allocation.from_counts else "the solve rates"
-    )
+    source = "the solve rates"
+    if allocation.from_counts:
+        source = "the posterior of each prompt's counts under a uniform prior"
+        source += ", where partial credit counts by its spread" if allocation.graded else ""
     change = f" ({gain / gain_before - 1:+.1%})" if gain_before > 0 else ""
     messages.append(
         f"Expected change from equal groups of {group_size}, according to {source}: mean gain {gain_before:.4f} -> "
         f"{gain:.4f}{change}, mixed groups {mixed_before:.1%} -> {mixed:.1%}."
     )
     if not allocation.from_counts:
+        advice = " Use --samples or --total-column to say how many responses there were."
         messages.append(
             "The solve rates were treated as exact. If they come from few responses, this estimate is too high and "
-            "equal groups can be better. Use --samples or --total-column to say how many responses there were."
+            f"equal groups can be better.{advice if allocation.can_set_counts else ''}"
         )
     if objective == "fidelity":
         messages.append("The objective fidelity makes estimates equally faithful. It does not raise these figures.")

@@ -62,7 +62,7 @@ def draw(
         Section(
             "silence",
             titles[1],
-            [_SILENT, *by_group_size_notes(summaries, is_biased=rates.is_biased)],
+            [_SILENT, *by_group_size_notes(rates, summaries)],
             silence,
             Table(*figures),
         ),

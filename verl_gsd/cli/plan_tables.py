@@ -33,7 +33,7 @@ def show(
     for sentence in source_sentences(rates):
         out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     out.print(_table("By group size", *by_group_size(rates, summaries, alphas, targets)))
-    for sentence in by_group_size_notes(summaries, is_biased=rates.is_biased):
+    for sentence in by_group_size_notes(rates, summaries):
         out.print(f"- {sentence}", markup=False, highlight=False)
     # With several group sizes, the table above already has the gradient shares of each.
     for title, header, rows in by_solve_rate(rates, summaries if len(summaries) == 1 else (), alphas):
@@ -58,24 +58,23 @@ def source_sentences(rates: SolveRates) -> list[str]:
     return [*sentences, *rates.notices()]
 
 
-def by_group_size_notes(summaries: Sequence[GroupSizeSummary], *, is_biased: bool = False) -> list[str]:
-    """Explanations of the row names of ``by_group_size``.
-
-    Args:
-        is_biased: ``SolveRates.is_biased``. No figure can then be unbiased.
-    """
+def by_group_size_notes(rates: SolveRates, summaries: Sequence[GroupSizeSummary]) -> list[str]:
+    """Explanations of the row names of ``by_group_size``."""
     exact = "Exact rates: takes each rate for exact"
-    if is_biased:
+    if rates.is_biased:
         kinds = f"{exact}. The source is biased, so there are no unbiased figures."
     elif any(summary.unbiased for summary in summaries):
         kinds = (
             f"{exact}, which overstates silent groups. Unbiased: draws groups of G from the prompt's counted responses."
         )
+    elif rates.graded:
+        kinds = f"{exact}. Unbiased figures need verdicts of 0 and 1."
     else:
-        kinds = (
-            f"{exact}, which overstates silent groups. Unbiased figures need G responses per prompt: set --samples or "
-            "--total-column if the file has rates, or use a smaller group size."
-        )
+        kinds = f"{exact}, which overstates silent groups. Unbiased figures need G responses per prompt"
+        if rates.total is None:
+            kinds += ": set --samples or --total-column to say how many there were."
+        else:
+            kinds += f", and no prompt has more than {int(rates.total.max())}."
     return [
         "G: responses per group. A group is silent if all its rewards are equal, and mixed if they differ.",
         kinds,

@@ -470,10 +470,14 @@ def _show_message(kind: str, text: str) -> None:
 
 
 def held_out_prompts(config: DictConfig) -> Counter[str]:
-    """Return verl's number of held-out prompts per data source; empty if the config does not determine it."""
+    """Return ``prompts.independent_prompts`` of verl's held-out prompts per data source.
+
+    It is empty if the config does not determine the prompts.
+    """
     import pyarrow.parquet as pq
     from omegaconf import ListConfig
 
+    from verl_gsd.prompts import independent_prompts, question_labels
     from verl_gsd.run.checks.data_files import has_own_dataset
     from verl_gsd.run.dataset import files_with
     from verl_gsd.run.remote_paths import scheme_of
@@ -492,9 +496,17 @@ def held_out_prompts(config: DictConfig) -> Counter[str]:
         or any(file.suffix != ".parquet" for file in files)
     ):
         return Counter()
-    return Counter(
-        source for file in files for source in pq.read_table(file, columns=["data_source"])["data_source"].to_pylist()
-    )
+    asked = [data.get(key) for key in ("prompt_key", "image_key", "video_key", "audio_key")]
+    labels: dict[str, list[int]] = {}
+    for file in files:
+        has = set(pq.read_schema(file).names)
+        parts = [name for name in dict.fromkeys(asked) if name in has]
+        table = pq.read_table(file, columns=sorted({"data_source", *parts, *({"reward_model"} & has)}))
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        columns["raw_prompt"] = list(zip(*(columns[name] for name in parts), strict=True)) or [*range(len(table))]
+        for source, label in zip(columns["data_source"], question_labels(columns), strict=True):
+            labels.setdefault(source, []).append(label)
+    return Counter({source: independent_prompts(of_source) for source, of_source in labels.items()})
 
 
 def result_table(metrics: list, prompts: Counter[str]) -> Table:
@@ -506,6 +518,8 @@ def result_table(metrics: list, prompts: Counter[str]) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     for held_out in summary.held_out:
         size = f" ({held_out.prompts} prompts)" if held_out.prompts else ""
+        if held_out.prompts != held_out.rows:
+            size = f" ({held_out.rows} rows, which repeat prompts and count as {held_out.prompts})"
         figure = held_out.not_accuracy or "accuracy"
         table.add_row(escape(f"held-out {figure}, {held_out.source}{size}"), " -> ".join(map(str, held_out.accuracies)))
     exact = [(step, data[EXACT], data["exact/slack"]) for step, data in metrics if EXACT in data]

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import stdtrit
+
+from verl_gsd.prompts import independent_prompts
 
 #: Sums are equal if they differ by less than this relative tolerance: 0.1 + 0.2 equals 0.3.
 _TOLERANCE = 1e-9
@@ -89,7 +92,7 @@ def proportion(correct: float, n: int, confidence: float = 0.95) -> Proportion:
     return _with_pseudo_questions(correct, correct, n, confidence)
 
 
-def mean_by_question(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+def mean_by_question(values: np.ndarray, confidence: float = 0.95, *, questions: ArrayLike | None = None) -> Estimate:
     """Return the mean of one value per question, with an interval over questions.
 
     Student's interval alone is too narrow near 0 and 1: if one of 30 questions was solved once in 32 responses, it ends
@@ -107,13 +110,31 @@ def mean_by_question(values: np.ndarray, confidence: float = 0.95) -> Estimate:
 
     Args:
         values: (Q,) in [0, 1]: a question's share of correct responses, or its pass@k.
+        questions: (Q,) labels. Values with the same label are of one question that was asked more than once. Their mean
+            is one value, with their number as its weight, and Q becomes ``prompts.independent_prompts``. The estimate
+            does not change.
 
     Raises:
         ValueError: ``values`` is empty, or a value is NaN or outside [0, 1]; the message names its row.
     """
     values = _check_values(values, "values")
     _check_shares(values, "values")
-    return _with_pseudo_questions(float(values.sum()), float((values**2).sum()), len(values), confidence)
+    values, weights, n = _by_label(values, questions)
+    return _with_pseudo_questions(float((weights * values).sum()), float((weights * values**2).sum()), n, confidence)
+
+
+def _by_label(values: np.ndarray, questions: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean of the values of each label, its weight, and the sum of the weights.
+
+    The sum is ``prompts.independent_prompts``: a mean of equally many values has the variance of the weighted mean.
+    """
+    if questions is None:
+        return values, np.ones(len(values)), len(values)
+    labels, place, rows = np.unique(np.asarray(questions), return_inverse=True, return_counts=True)
+    if len(labels) == len(values):
+        return values, np.ones(len(values)), len(values)
+    n = independent_prompts(place.tolist())
+    return np.bincount(place, weights=values) / rows, rows * (n / len(values)), n
 
 
 def _with_pseudo_questions(total: float, squares: float, n: int, confidence: float) -> Estimate:
@@ -133,7 +154,9 @@ def _pseudo_mean(total: float, squares: float, n: int) -> tuple[float, float]:
     return mean, ((squares + _PSEUDO_QUESTIONS / 2) / both - mean**2) / both
 
 
-def difference_by_question(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Estimate:
+def difference_by_question(
+    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, *, questions: ArrayLike | None = None
+) -> Estimate:
     """Return the mean difference of two models' values on the same questions, with an interval over questions.
 
     Student's interval alone is too narrow if few questions differ, for the reason of ``mean_by_question``. We therefore
@@ -149,6 +172,7 @@ def difference_by_question(first: np.ndarray, second: np.ndarray, confidence: fl
 
     Args:
         first, second: (Q,) values in [0, 1] of the same Q questions in the same order.
+        questions: as in ``mean_by_question``.
 
     Raises:
         ValueError: there are no values, the lengths differ, or a value is NaN or outside [0, 1].
@@ -156,13 +180,13 @@ def difference_by_question(first: np.ndarray, second: np.ndarray, confidence: fl
     first, second = _check_pairs(first, second)
     for name, values in (("first", first), ("second", second)):
         _check_shares(values, name)
-    differences, n = second - first, len(first)
-    mean = float(differences.mean())
+    mean = float((second - first).mean())
+    differences, weights, n = _by_label(second - first, questions)
     if n == 1:
         return Estimate(mean, -1.0, 1.0, 1)
     both = n + 2
     centre = n * mean / both
-    variance = ((float((differences**2).sum()) + 2) / both - centre**2) / both
+    variance = ((float((weights * differences**2).sum()) + 2) / both - centre**2) / both
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * math.sqrt(variance)
     return Estimate(mean, max(-1.0, centre - half), min(1.0, centre + half), n)
 

@@ -19,6 +19,7 @@ from verl_gsd.evaluation.benches import BenchQuestion
 from verl_gsd.evaluation.intervals import Estimate, PairedTest, difference_by_question, mean_by_question, paired_test
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.pass_at_k import pass_at_k
+from verl_gsd.prompts import question_labels
 from verl_gsd.regular_files import read_regular
 from verl_gsd.writing import atomic_write
 
@@ -39,6 +40,8 @@ class BenchResult:
             figures of ``llm_verifier.verify_with_llm``.
         levels: (Q,) the questions' levels of difficulty, None for a question without one; empty if they are unknown, as
             in results of earlier versions.
+        repeats: (Q,) labels, equal for equal questions, which have different indices. Empty if no question is repeated,
+            and in results of earlier versions. Intervals count a repeated question once.
     """
 
     settings: Mapping[str, Any]
@@ -47,10 +50,15 @@ class BenchResult:
     correct: np.ndarray
     figures: Mapping[str, float | str]
     levels: Sequence[str | None] = ()
+    repeats: Sequence[int] = ()
+
+    @property
+    def _questions(self) -> np.ndarray | None:
+        return np.array(self.repeats) if len(self.repeats) else None
 
     def average(self) -> Estimate:
         """avg@n: the mean over questions of the share of right samples."""
-        return mean_by_question(self.correct / self.samples)
+        return mean_by_question(self.correct / self.samples, questions=self._questions)
 
     def average_by_level(self) -> dict[str, Estimate]:
         """avg@n of the questions of each level, in the order of levels. Empty if the benchmark has no levels."""
@@ -59,13 +67,17 @@ class BenchResult:
             if level is not None:
                 rows.setdefault(level, []).append(row)
         shares = self.correct / self.samples
-        return {level: mean_by_question(shares[rows[level]]) for level in sorted(rows, key=_level_order)}
+        questions = np.arange(len(shares)) if self._questions is None else self._questions
+        return {
+            level: mean_by_question(shares[rows[level]], questions=questions[rows[level]])
+            for level in sorted(rows, key=_level_order)
+        }
 
     def pass_at_k(self) -> dict[int, Estimate]:
         """pass@k for k = 2, 4, ... up to n. pass@1 is the average."""
         ks = [2**power for power in range(1, self.samples.bit_length())]
         samples = np.full(len(self.correct), self.samples)
-        return {k: mean_by_question(pass_at_k(samples, self.correct, k)) for k in ks}
+        return {k: mean_by_question(pass_at_k(samples, self.correct, k), questions=self._questions) for k in ks}
 
 
 def _level_order(level: str) -> list[tuple[bool, int, str]]:
@@ -83,13 +95,21 @@ def build_result(
     """The result of all samples of the benchmark's ``questions``, with further figures ``more``."""
     indices = np.array([question.index for question in questions], dtype=np.int64)
     levels = [question.level for question in questions]
+    labels = question_labels(
+        {
+            "raw_prompt": [question.chat for question in questions],
+            "reward_model": [{"ground_truth": question.truth} for question in questions],
+        }
+    )
+    repeats = np.unique(labels, return_inverse=True)[1].tolist() if len(set(labels)) < len(labels) else ()
     figures = {
         "unverified": float(verdicts.unverified.mean()),
         "cut_off": float(answers.cut_off.mean()),
         "tokens": float(answers.tokens.mean()),
         **more,
     }
-    return BenchResult(settings, indices, answers.tokens.shape[1], verdicts.correct.sum(axis=1), figures, levels)
+    correct = verdicts.correct.sum(axis=1)
+    return BenchResult(settings, indices, answers.tokens.shape[1], correct, figures, levels, repeats)
 
 
 def write_result(folder: Path, result: BenchResult) -> None:
@@ -107,6 +127,8 @@ def write_result(folder: Path, result: BenchResult) -> None:
         "correct": result.correct.tolist(),
         "levels": list(result.levels),
     }
+    if len(result.repeats):
+        content["repeats"] = list(result.repeats)
     with atomic_write(folder / RESULT) as building:
         building.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -132,7 +154,11 @@ def read_result(folder: Path, *, within: Path) -> BenchResult:
         levels = list(content.get("levels", ()))
         if (levels and len(levels) != len(correct)) or not all(isinstance(level, str | None) for level in levels):
             raise ValueError("levels must be a list of texts or nulls, one per question")
-        return BenchResult(dict(content["settings"]), indices, samples, correct, dict(content["figures"]), levels)
+        repeats = list(content.get("repeats", ()))
+        if (repeats and len(repeats) != len(correct)) or not all(isinstance(label, int) for label in repeats):
+            raise ValueError("repeats must be a list of integers, one per question")
+        settings, figures = dict(content["settings"]), dict(content["figures"])
+        return BenchResult(settings, indices, samples, correct, figures, levels, repeats)
     except (OSError, OverflowError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a result of verl-gsd eval ({error})") from error
 
@@ -161,4 +187,10 @@ def compare(first: BenchResult, second: BenchResult) -> PairedTest:
     if first.indices.tolist() != second.indices.tolist() or first.samples != second.samples:
         raise ValueError("the other evaluation has other questions, or another number of samples per question")
     shares = first.correct / first.samples, second.correct / second.samples
-    return replace(paired_test(*shares), difference=difference_by_question(*shares))
+    questions = np.array(first.repeats or second.repeats or range(len(first.correct)))
+    difference = difference_by_question(*shares, questions=questions)
+    # The signs of a question's differences flip together. Scaled sums have the mean of all rows.
+    _, place = np.unique(questions, return_inverse=True)
+    scale = (place.max() + 1) / len(place)
+    by_question = (np.bincount(place, weights=values) * scale for values in shares)
+    return replace(paired_test(*by_question), difference=difference)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_gsd.evaluation.intervals import Proportion, proportion
-from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
+from verl_gsd.rundir import HELD_OUT, HELD_OUT_INDEPENDENT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 from verl_gsd.scalars import is_finite, is_number
 
 #: verl's metric names of held-out accuracies. ``samples`` is the number of responses per prompt.
@@ -37,14 +37,16 @@ class Accuracy:
 class HeldOut:
     """Accuracies on one data source's held-out prompts: of the first validation and, if there are more, of the last.
 
-    ``prompts`` is the number of prompts of the last validation; None if it is unknown. ``is_outside``: the values are
-    means of numbers outside [0, 1] and no accuracies. ``is_reward``: they are mean rewards, because the verifier
+    ``prompts`` is the number of prompts of the last validation that the interval counts; None if it is unknown.
+    ``rows`` is larger if prompts are repeated (``prompts.independent_prompts``). ``is_outside``: the values are means
+    of numbers outside [0, 1] and no accuracies. ``is_reward``: they are mean rewards, because the verifier
     returns no ``acc``.
     """
 
     source: str
     accuracies: tuple[Accuracy, ...]
     prompts: int | None = None
+    rows: int | None = None
     is_outside: bool = False
     is_reward: bool = False
 
@@ -102,28 +104,32 @@ def summarise(metrics: Sequence[tuple[int, Mapping[str, float]]], prompts: Mappi
     Args:
         metrics: (step, scalars by name), in order.
         prompts: number of held-out prompts per data source, if known, for validations whose metrics do not have it
-            (those of verl's own trainers and of older runs). The interval counts each prompt as one trial.
-            With several samples per prompt it is therefore wider than necessary, but never too narrow.
+            (those of verl's own trainers and of older runs), as ``prompts.independent_prompts``. The interval counts
+            each prompt as one trial, also if it is repeated. With several samples per prompt it is therefore wider than
+            necessary, but never too narrow.
     """
     seconds = [data["timing_s/step"] for _, data in metrics if is_number(data.get("timing_s/step"))]
     by_source: dict[tuple[str, str], list[Accuracy]] = {}
-    counts: dict[tuple[str, str], int | None] = {}
+    counts: dict[tuple[str, str], tuple[int | None, int | None]] = {}  # prompts and rows
     outside = outside_sources(data for _, data in metrics)
     for step, data in metrics:
         for name, value in data.items():
             if (match := HELD_OUT.fullmatch(name)) and is_number(value) and not math.isnan(value):
                 source, figure = match["source"], match["figure"]
                 counted = data.get(HELD_OUT_PROMPTS + source)
-                n = counts[source, figure] = int(counted) if is_finite(counted) else prompts.get(source)
+                rows = int(counted) if is_finite(counted) else prompts.get(source)
+                independent = data.get(HELD_OUT_INDEPENDENT + source)
+                n = int(independent) if rows and is_finite(independent) and independent >= 1 else rows
+                counts[source, figure] = n, rows
                 is_counted = bool(n) and figure == "acc" and source not in outside
                 interval = proportion(value * n, n) if n and is_counted else None
-                responses = n * int(match["samples"]) if n and is_counted else None
+                responses = rows * int(match["samples"]) if rows and is_counted else None
                 by_source.setdefault((source, figure), []).append(Accuracy(step, value, interval, responses))
     held_out = [
         HeldOut(
             source,
             tuple(dict.fromkeys((accuracies[0], accuracies[-1]))),
-            counts[source, figure],
+            *counts[source, figure],
             is_outside=figure == "acc" and source in outside,
             is_reward=figure == "reward",
         )

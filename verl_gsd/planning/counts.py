@@ -61,16 +61,24 @@ def posterior_silent_rate(
 
 
 def posterior_expected_std(
-    correct: ArrayLike, n: ArrayLike, group_size: ArrayLike, prior: tuple[float, float] = (1.0, 1.0)
+    correct: ArrayLike,
+    n: ArrayLike,
+    group_size: ArrayLike,
+    prior: tuple[float, float] = (1.0, 1.0),
+    *,
+    partial: ArrayLike = 0.0,
 ) -> np.ndarray | float:
     """E[sigma_hat] under the posterior: the mean of sqrt(k (G-k)) / G for a beta-binomial k.
 
     Counts may be fractions, and ``n`` may be 0.
 
+    Args:
+        partial: see ``posterior``.
+
     Raises:
         ValueError: as ``posterior_silent_rate``.
     """
-    return posterior_gain(correct, n, group_size, 1.0, prior)
+    return posterior_gain(correct, n, group_size, 1.0, prior, partial=partial)
 
 
 def posterior_gain(
@@ -82,16 +90,20 @@ def posterior_gain(
     *,
     ddof: int = 0,
     eps: float = 0.0,
+    partial: ArrayLike = 0.0,
 ) -> np.ndarray | float:
     """The mean of ``rates.gain`` under the posterior: a prompt's expected weight in the update under the dial.
 
     Counts may be fractions, and ``n`` may be 0. The cost grows with the number of distinct posteriors.
 
+    Args:
+        partial: see ``posterior``.
+
     Raises:
         ValueError: as ``posterior_silent_rate``, or alpha is not finite.
     """
     check_alpha(alpha)
-    a, b, sizes = _posterior_at(correct, n, group_size, prior, 0.0)
+    a, b, sizes = _posterior_at(correct, n, group_size, prior, partial)
     result = np.zeros(a.shape)
     for size in np.unique(sizes):
         rows = sizes == size

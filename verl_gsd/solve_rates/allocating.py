@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,9 @@ class Allocation:
     Attributes:
         sizes: (n_rows,) int64; the sum is exactly ``group_size`` times n_rows.
         known: (n_rows,) bool, whether a row has a solve rate. Rows without one get ``group_size``.
-        from_counts: whether the posterior of each prompt's counts was used. If not, rates were treated as exact.
+        from_counts: whether the posterior of each prompt's verdicts was used. If not, rates were treated as exact.
+        graded: whether verdicts are fractions. The posterior then takes partial credit by its spread.
+        can_set_counts: whether the rates are of a table, for which the user can say how many responses there were.
         gain, mixed: the mean E[sigma_hat] and the mean P(mixed) over the known rows, each for equal group sizes and
             for ``sizes``. They are expectations for the policy that the solve rates were measured on.
     """
@@ -41,6 +44,8 @@ class Allocation:
     from_counts: bool
     gain: tuple[float, float]
     mixed: tuple[float, float]
+    graded: bool = False
+    can_set_counts: bool = False
 
 
 def allocate_rows(
@@ -55,8 +60,9 @@ def allocate_rows(
 ) -> Allocation:
     """Allocate ``group_size`` rollouts per row, on average, to the rows of a training set.
 
-    If the counts behind the solve rates are known, their posterior is used, otherwise the rates. A row without a
-    solve rate gets ``group_size``.
+    If the counts behind the solve rates are known, their posterior is used, otherwise the rates. Fractional verdicts
+    count by their spread, as in the adaptive budget: a prompt whose responses all get 0.5 is a silent one. A row
+    without a solve rate gets ``group_size``.
 
     Args:
         batch_size: each ``batch_size`` consecutive rows get ``group_size`` rollouts per row in total; None for the
@@ -79,14 +85,13 @@ def allocate_rows(
         raise ValueError(f"batch_size={batch_size}: {table.path} has {len(table)} rows. Set it to that or less.")
     entries = join(rates, table)
     known = entries >= 0
-    arguments: tuple[np.ndarray, ...] = (rates.rate[entries[known]],)  # (rate,) or (correct, total)
+    arguments: tuple[np.ndarray, ...] = (rates.rate[entries[known]],)  # (rate,) or (correct, total, partial)
     allocate: Callable[..., np.ndarray] = planning.allocate
     expected_std: Callable[..., np.ndarray | float] = planning.expected_std
     silent: Callable[..., np.ndarray | float] = planning.silent_rate
-    if rates.correct is not None and rates.total is not None:
-        arguments = (rates.correct[entries[known]], rates.total[entries[known]])
-        allocate = planning.allocate_from_counts
-        expected_std, silent = planning.posterior_expected_std, planning.posterior_silent_rate
+    if rates.evidence is not None:
+        arguments = tuple(values[entries[known]] for values in rates.evidence)
+        allocate, expected_std, silent = _allocate, _expected_std, _silent
     known_sizes: np.ndarray = np.empty(int(known.sum()), dtype=np.int64)
     batch_of_row = np.flatnonzero(known) // (batch_size or len(known))
     for batch in np.unique(batch_of_row):
@@ -103,7 +108,29 @@ def allocate_rows(
     compared = (np.full(len(known_sizes), group_size), known_sizes)
     equal_gain, gain = (float(np.mean(expected_std(*arguments, each))) for each in compared)
     equal_mixed, mixed = (1 - float(np.mean(silent(*arguments, each))) for each in compared)
-    return Allocation(sizes, known, rates.correct is not None, (equal_gain, gain), (equal_mixed, mixed))
+    return Allocation(
+        sizes,
+        known,
+        rates.evidence is not None,
+        (equal_gain, gain),
+        (equal_mixed, mixed),
+        graded=rates.graded > 0,
+        can_set_counts=rates.row is not None and rates.total is None,
+    )
+
+
+def _allocate(correct: np.ndarray, total: np.ndarray, partial: np.ndarray, rollouts: int, **bounds: Any) -> np.ndarray:
+    return planning.allocate_from_counts(correct, total, rollouts, partial=partial, **bounds)
+
+
+def _expected_std(
+    correct: np.ndarray, total: np.ndarray, partial: np.ndarray, group_size: np.ndarray
+) -> np.ndarray | float:
+    return planning.posterior_expected_std(correct, total, group_size, partial=partial)
+
+
+def _silent(correct: np.ndarray, total: np.ndarray, partial: np.ndarray, group_size: np.ndarray) -> np.ndarray | float:
+    return planning.posterior_silent_rate(correct, total, group_size, partial=partial)
 
 
 def write_allocation(table: RowTable, sizes: np.ndarray, path: Path) -> None:

@@ -155,9 +155,10 @@ class _DumpReader:
 
     def __init__(self, path: Path, field: str | None) -> None:
         self._path, self._field = path, field
-        self._entries: dict[int, int] = {}  # hash of a prompt -> its position in the three lists below
+        self._entries: dict[int, int] = {}  # hash of a prompt -> its position in the four lists below
         self._correct: list[float] = []
         self._graded: list[bool] = []
+        self._partial: list[float] = []
         self._total: list[int] = []
         self._skipped: dict[str, list[str]] = {}
         self._groups: list[int] = []  # per file, the number of groups with at least two verdicts
@@ -232,9 +233,11 @@ class _DumpReader:
         if entry == len(self._total):
             self._correct.append(0.0)
             self._graded.append(False)
+            self._partial.append(0.0)
             self._total.append(0)
         self._correct[entry] += verdict
         self._graded[entry] |= 0 < verdict < 1
+        self._partial[entry] += verdict * (1 - verdict)
         self._total[entry] += 1
 
     def rates(self) -> SolveRates:
@@ -242,7 +245,8 @@ class _DumpReader:
         if not self._total:
             raise ValueError(f"{self._path}: no response has a verdict" + "".join(f"; {reason}" for reason in skipped))
         correct, total = np.array(self._correct), np.array(self._total, dtype=np.int64)
-        rates = rates_from_counts(self._path, correct, total, np.array(self._graded), None, skipped)
+        graded, partial = np.array(self._graded), np.array(self._partial)
+        rates = rates_from_counts(self._path, correct, total, graded, None, skipped, partial=partial)
         filtered = max((_filtered_files(self._groups, silent) for silent in zip(*self._silent, strict=True)), key=len)
         return replace(
             rates,

@@ -24,6 +24,8 @@ class SolveRates:
         row: (n,) int64, the row of each entry in the file, starting at 0; None if rows were pooled by prompt.
         n_rows: the number of rows of the file, including skipped ones; 0 if rows were pooled.
         graded: the number of prompts with a verdict between 0 and 1 (partial credit). Their rate is the mean verdict.
+        verdicts: if verdicts are fractions, what the posteriors of ``planning`` take instead of counts, (n,) each: the
+            sum of the verdicts, their number, and the sum of verdict (1 - verdict). None if a part of it is unknown.
         mixed_groups: the number of groups in dumps that seem to have mixed groups only because of dynamic sampling.
             The rates are not those of the prompts: groups that agreed are missing.
         mixed_files: the number of these dumps.
@@ -41,6 +43,7 @@ class SolveRates:
     row: np.ndarray | None = None
     n_rows: int = 0
     graded: int = 0
+    verdicts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     mixed_groups: int = 0
     mixed_files: int = 0
     unmarked_files: int = 0
@@ -58,6 +61,13 @@ class SolveRates:
     def unbiased_counts(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """``correct`` and ``total`` if unbiased estimates can be computed from them; else None and None."""
         return (None, None) if self.is_biased else (self.correct, self.total)
+
+    @property
+    def evidence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """``verdicts``, also if all of them are 0 or 1; None if the rates have to be taken for exact."""
+        if self.correct is None or self.total is None:
+            return self.verdicts
+        return self.correct, self.total, np.zeros(len(self))
 
     def notices(self) -> list[str]:
         """What was skipped, whether groups are missing, and whether rows may count that should not."""
@@ -87,6 +97,8 @@ def rates_from_counts(
     is_graded: np.ndarray,
     keys: list[PromptKey] | None,
     skipped: tuple[str, ...],
+    *,
+    partial: np.ndarray | None = None,
 ) -> SolveRates:
     """Solve rates of pooled responses.
 
@@ -95,9 +107,11 @@ def rates_from_counts(
         total: (n,) int64, the number of verdicts, at least 1.
         is_graded: (n,) bool, whether a prompt has a verdict between 0 and 1. Its sum is then no count of right
             responses, even if it is a whole number.
+        partial: (n,) float, the sum of verdict (1 - verdict) of each prompt; NaN, or None for all, if it is unknown.
     """
     if is_graded.any():
         rate = np.clip(correct / total, 0.0, 1.0)
-        return SolveRates(path, rate, None, None, keys, skipped, graded=int(is_graded.sum()))
+        verdicts = None if partial is None or np.isnan(partial).any() else (correct, total, partial)
+        return SolveRates(path, rate, None, None, keys, skipped, graded=int(is_graded.sum()), verdicts=verdicts)
     solved: np.ndarray = correct.astype(np.int64)
     return SolveRates(path, solved / total, solved, total, keys, skipped)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from verl_gsd.row_table import SUFFIXES
 from verl_gsd.scalars import is_whole
@@ -101,15 +102,31 @@ def _read_run(path: Path) -> SolveRates:
             f"{first} of the records, in step {step}",
             *([outside] if outside else []),
         )
-    records = records.append_column("graded", pa.array(is_graded(records)))
+    graded, partial = is_graded(records), _partial_credit(records)
+    records = records.append_column("graded", pa.array(graded)).append_column(
+        "spread", pa.array(np.where(graded, partial, 0.0))
+    )
     groups = records.filter(total > 0).group_by(["data_source", "index"], use_threads=False)
-    prompts = groups.aggregate([("correct", "sum"), ("total", "sum"), ("graded", "any")]).sort_by(
+    prompts = groups.aggregate([("correct", "sum"), ("total", "sum"), ("graded", "any"), ("spread", "sum")]).sort_by(
         [("data_source", "ascending"), ("index", "ascending")]
     )
     keys = list(zip(prompts.column("data_source").to_pylist(), prompts.column("index").to_pylist(), strict=True))
     correct, totals = prompts.column("correct_sum").to_numpy(), prompts.column("total_sum").to_numpy()
-    graded = prompts.column("graded_any").to_numpy()
-    return rates_from_counts(path, correct, totals.astype(np.int64), graded, keys, skipped)
+    graded, partial = prompts.column("graded_any").to_numpy(), prompts.column("spread_sum").to_numpy()
+    return rates_from_counts(path, correct, totals.astype(np.int64), graded, keys, skipped, partial=partial)
+
+
+def _partial_credit(records: pa.Table) -> np.ndarray:
+    """(N,) the sum of acc (1 - acc) of each group, or NaN if it is unknown.
+
+    Older files lack the column ``partial``. There, it is known for a group whose accuracies agree.
+    """
+    from verl_gsd.records import float_column
+
+    partial, correct, total = (float_column(records, name) for name in ("partial", "correct", "total"))
+    agree = pc.fill_null(pc.not_equal(records["kind"], "mixed"), False).to_numpy()
+    of_equal = np.where(agree, correct * (1 - correct / np.maximum(total, 1)), np.nan)
+    return np.where(np.isnan(partial), of_equal, partial)
 
 
 def _read_histogram(path: Path, samples: int | None) -> SolveRates:

@@ -19,9 +19,9 @@ from verl_gsd.extension import RowStore
 from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
-from verl_gsd.prompts import PromptStore
+from verl_gsd.prompts import PromptStore, independent_prompts
 from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, is_silent, rated_sources, valid_accuracies
-from verl_gsd.rundir import ENTROPY, GENERATED_REWARD, HELD_OUT_OUTSIDE
+from verl_gsd.rundir import ENTROPY, GENERATED_REWARD, HELD_OUT_INDEPENDENT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
 
@@ -190,6 +190,23 @@ def _gain(table: pa.Table) -> dict[str, float]:
         metrics["dial/gain_share/hard"] = float(share[rate <= HARD].sum())
         metrics["dial/gain_share/easy"] = float(share[rate >= EASY].sum())
         metrics["dial/gain_share/between"] = float(share[(rate > HARD) & (rate < EASY)].sum())
+    return metrics
+
+
+def held_out_counts(sources: Sequence[str], labels: Sequence[int] | None) -> dict[str, float]:
+    """Metrics ``val/prompts/<source>``, and ``val/independent/<source>`` if prompts of the source are repeated.
+
+    Args:
+        sources: the data source of each held-out prompt.
+        labels: ``prompts.question_labels`` of the prompts; None if they are not known.
+    """
+    metrics = {HELD_OUT_PROMPTS + source: float(count) for source, count in Counter(sources).items()}
+    labels_of: dict[str, list[int]] = {}
+    for source, label in zip(sources, labels or (), strict=labels is not None):
+        labels_of.setdefault(source, []).append(label)
+    for source, of_source in labels_of.items():
+        if len(set(of_source)) < len(of_source):
+            metrics[HELD_OUT_INDEPENDENT + source] = float(independent_prompts(of_source))
     return metrics
 
 

@@ -9,8 +9,7 @@ import copy
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ from verl_gsd import extension, records
 from verl_gsd.audit import audit
 from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.extension import UnplacedRows, Update
-from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash
+from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash, question_labels
 from verl_gsd.run import lost_metrics
 from verl_gsd.run.checks.gsd_section import checkpoint_to_resume, gsd_section_problems, memory_settings
 from verl_gsd.run.checks.limits import seconds_for_a_reward
@@ -43,7 +42,7 @@ from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.truncation import obey_truncation
 from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
-from verl_gsd.rundir import HELD_OUT_PROMPTS, SIZES_IN_DATA, RunDirectory
+from verl_gsd.rundir import SIZES_IN_DATA, RunDirectory
 from verl_gsd.solve_rates.dumps import ORIGIN, REPLACED_SCORE
 from verl_gsd.state import Memory, remove_rotated_states, restore_state, save_state
 from verl_gsd.trainer import estimator, replay
@@ -52,7 +51,14 @@ from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
-from verl_gsd.trainer.metrics import doubt, entropy_metric, group_metrics, held_out_outside, strip_actor_prefix
+from verl_gsd.trainer.metrics import (
+    doubt,
+    entropy_metric,
+    group_metrics,
+    held_out_counts,
+    held_out_outside,
+    strip_actor_prefix,
+)
 from verl_gsd.trainer.monitor import RunMonitor
 from verl_gsd.trainer.reward_failures import mark_failures
 from verl_gsd.trainer.reward_monitor import RewardMonitor
@@ -103,7 +109,9 @@ class GroupTrainer(PPOTrainer):
     verl_mode: ClassVar[str]
     is_finished = False  # under verl's ``main_ppo``: the run was finished before it was resumed, and nothing started
     _dumped_tags: dict[str, dict[str, Any]] | None = None  # by row key, while verl dumps a batch
+    _held_out_labels: Sequence[int] = ()  # of the rows of the current validation
     train_dataloader: Any
+    val_dataloader: Any
     _rollout_moe_lb_metrics_accumulator: Any
 
     def __init__(self, config: DictConfig):
@@ -374,7 +382,13 @@ class GroupTrainer(PPOTrainer):
         return batch
 
     def _validate(self):
-        metrics = super()._validate()
+        # verl gives each row a uid of its own, so that the uids do not tell which rows have the same prompt.
+        loader, labels = self.val_dataloader, list[int]()
+        self.val_dataloader, self._held_out_labels = _with_labels(loader, labels), labels
+        try:
+            metrics = super()._validate()
+        finally:
+            self.val_dataloader = loader
         return metrics | self.monitor.rewards.end_validation(self.global_steps)
 
     def _val_metrics_update(
@@ -386,8 +400,9 @@ class GroupTrainer(PPOTrainer):
         if "acc" in reward_extra_infos_dict:
             metrics |= held_out_outside(data_sources, reward_extra_infos_dict["acc"])
         # The files do not tell the number of prompts, because verl's dataset drops those that are too long.
-        sources = Counter(source for source, _ in expected_acc_counts or {})
-        return metrics | {HELD_OUT_PROMPTS + source: float(prompts) for source, prompts in sources.items()}
+        sources = [source for source, _ in expected_acc_counts or {}]  # of the rows, in the order of the labels
+        known = len(self._held_out_labels) == len(sources)
+        return metrics | held_out_counts(sources, self._held_out_labels if known else None)
 
     # verl's metrics of a batch only include rows that the policy generated in this step.
 
@@ -457,6 +472,13 @@ class GroupTrainer(PPOTrainer):
         if uids:
             prompts = tq.kv_batch_get(uids, PARTITION)
             self.seam.restore_in_flight(self._prompts_of(uids, prompts), BatchColumns(prompts))
+
+
+def _with_labels(loader: Iterable[dict[str, Any]], labels: list[int]) -> Iterator[dict[str, Any]]:
+    """The batches of ``loader``. The labels of their rows are added to ``labels``."""
+    for batch in loader:
+        labels += question_labels(batch)
+        yield batch
 
 
 def _is_launched_by_us() -> bool:

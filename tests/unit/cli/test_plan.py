@@ -401,3 +401,48 @@ def test_partial_credit_is_said_to_be_taken_for_a_rate():
     assert "without counts" in first and "unknown" not in first
     assert graded.startswith("Prompts with verdicts between 0 and 1 (partial credit): 1. ")
     assert not any("partial credit" in text for text in source_sentences(replace(rates, graded=0)))
+
+
+def test_prompts_with_partial_credit_get_rollouts_by_how_much_their_responses_differ(tmp_path, rates):
+    """One response with half a credit changes nothing for the other prompts, and equal verdicts are a silent group."""
+    path, _ = rates
+    verdicts = {3: [0.0] * 8, 7: [1.0] * 4 + [0.0] * 4, 500: [0.5] * 8, 999: [0.5] + [1.0] * 3 + [0.0] * 4}
+    for step in (1, 2):
+        left = [
+            LeftGroup(Group("u", "maths", index, np.array(acc), np.array(acc), np.ones(8, dtype=int)), "trained")
+            for index, acc in verdicts.items()
+        ]
+        write_step(tmp_path / "run", step_records(left, step=step, attempt=1, alpha=1.0), step=step, attempt=1)
+    out = tmp_path / "out.parquet"
+    done = invoke("--solve-rates", tmp_path / "run", "--data", path, "--allocate", out)
+    assert done.exit_code == 0, done.output
+    _, sizes = written(out)
+    counts, partial = ([0, 8, 8, 7], [16] * 4), [0, 0, 4, 0.5]
+    expected = planning.allocate_from_counts(*counts, 32, partial=partial)
+    assert sizes[[3, 7, 500, 999]].tolist() == expected.tolist()
+    assert sizes[500] < min(sizes[3], sizes[7]), "the verdicts of prompt 500 never differ"
+    said = flat(done.output)
+    assert "partial credit counts by its spread" in said
+    assert "--samples" not in said and "--total-column" not in said, "they have no effect on the folder of a run"
+    gains = [
+        planning.posterior_expected_std(*counts, each, partial=partial).mean() for each in (np.full(4, 8), expected)
+    ]
+    assert f"mean gain {gains[0]:.4f} -> {gains[1]:.4f}" in said
+
+
+def test_advice_on_counts_can_be_followed(tmp_path, rates):
+    path, _ = rates
+    table = invoke("--solve-rates", path, "--column", "rate", "--allocate", tmp_path / "out.parquet")
+    said = flat(table.output)
+    assert "Unbiased figures need G responses per prompt: set --samples or --total-column" in said
+    assert "Use --samples or --total-column to say how many responses there were" in said
+    few = invoke("--solve-rates", path, "--column", "rate", "--samples", 16, "--group-size", 32)
+    assert "no prompt has more than 16" in flat(few.output) and "set --samples" not in flat(few.output)
+    group = Group("u", "maths", 3, *(np.array([0.5, 1.0]),) * 2, np.ones(2, dtype=int))
+    records = step_records([LeftGroup(group, "trained")], step=1, attempt=1, alpha=1.0)
+    whole = records.drop_columns(["partial", "answers"])  # of a version without the column: the spread is unknown
+    write_step(tmp_path / "run", whole, step=1, attempt=1)
+    done = invoke("--solve-rates", tmp_path / "run", "--data", path, "--allocate", tmp_path / "old.parquet")
+    assert done.exit_code == 0, done.output
+    said = flat(done.output)
+    assert "treated as exact" in said and "--samples" not in said and "verdicts of 0 and 1" in said

@@ -20,6 +20,7 @@ from verl_gsd.evaluation.intervals import (
     student_mean,
 )
 from verl_gsd.evaluation.summary import summarise, why_without_intervals
+from verl_gsd.prompts import independent_prompts
 
 
 def by_listing(values):
@@ -486,6 +487,50 @@ def test_the_number_of_prompts_in_the_metrics_gives_the_interval():
         (held_out,) = summarise(metrics, known).held_out
         assert [one.interval.n for one in held_out.accuracies] == [4, 6] and held_out.prompts == 6
     assert summarise([(0, {"val-core/a/acc/mean@1": 0.5})], {"a": 8}).held_out[0].prompts == 8
+
+
+def test_repeated_prompts_count_once_in_the_interval_and_each_time_as_responses():
+    """30 problems in 32 rows each: the rows of a problem are samples of it."""
+    data = {"val-core/a/acc/mean@2": 0.5, "val/prompts/a": 960.0, "val/independent/a": 30.0}
+    (held_out,) = summarise([(0, data)], {}).held_out
+    (found,) = held_out.accuracies
+    assert found.interval == proportion(15, 30) and found.responses == 1920
+    assert held_out.prompts == 30 and held_out.rows == 960
+    (once,) = summarise([(0, {"val-core/a/acc/mean@2": 0.5, "val/prompts/a": 30.0})], {}).held_out
+    assert once.prompts == once.rows == 30
+
+
+@pytest.mark.parametrize("repeats", [[32] * 30, [1] * 200 + [20] * 10])
+def test_intervals_of_repeated_prompts_cover_the_true_accuracy(repeats):
+    rng, repeats = np.random.default_rng(0), np.array(repeats)
+    labels = np.repeat(np.arange(len(repeats)), repeats)
+    independent, true, hits = independent_prompts(labels.tolist()), 0.3 / 1.8, np.zeros(3)
+    for _ in range(600):
+        rates = rng.beta(0.3, 1.5, len(repeats))
+        rows = rng.random(len(labels)) < rates[labels]
+        data = {"val-core/a/acc/mean@1": rows.mean(), "val/prompts/a": float(len(rows))}
+        without = summarise([(0, data)], {}).held_out[0].accuracies[0].interval
+        counted = summarise([(0, data | {"val/independent/a": float(independent)})], {}).held_out[0].accuracies[0]
+        by_question = mean_by_question(rows.astype(float), questions=labels)
+        assert by_question.value == pytest.approx(rows.mean())
+        hits += [found.low <= true <= found.high for found in (without, counted.interval, by_question)]
+    assert (hits[1:] / 600 >= 0.92).all() and hits[0] / 600 < 0.85, hits / 600
+
+
+def test_questions_that_occur_once_have_the_interval_without_labels():
+    values, others = np.array([0.0, 0.25, 1.0, 0.5]), np.array([0.5, 0.25, 0.0, 0.5])
+    assert mean_by_question(values, questions=[4, 2, 7, 1]) == mean_by_question(values)
+    assert difference_by_question(values, others, questions=[4, 2, 7, 1]) == difference_by_question(values, others)
+    twice, both = np.repeat(values, 2), np.repeat(others, 2)
+    for found, expected in (
+        (mean_by_question(twice, questions=[0, 0, 1, 1, 2, 2, 3, 3]), mean_by_question(values)),
+        (
+            difference_by_question(twice, both, questions=[0, 0, 1, 1, 2, 2, 3, 3]),
+            difference_by_question(values, others),
+        ),
+    ):
+        assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+        assert found.n == expected.n
 
 
 def test_summary_claims_no_interval_for_what_is_no_share():

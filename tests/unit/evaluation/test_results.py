@@ -4,12 +4,14 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from verl_gsd.cli.evaluate_tables import results_table, write_summary
-from verl_gsd.evaluation.results import BenchResult, compare, read_result, write_result
+from verl_gsd.evaluation.benches import BenchQuestion
+from verl_gsd.evaluation.results import BenchResult, build_result, compare, read_result, write_result
 
 SETTINGS = {"model": {"checkpoint": "a"}, "bench": "mini", "temperature": 0.6}
 
@@ -157,3 +159,40 @@ def test_a_result_of_an_earlier_version_has_no_levels(tmp_path):
     content = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in content.items() if "level" not in key}))
     assert read_result(tmp_path, within=tmp_path).average_by_level() == {}
+
+
+def test_a_question_that_is_repeated_counts_once_in_every_interval(tmp_path):
+    """Four questions, and the same four again: the figures stay, and the intervals become no narrower."""
+    once, other = result([4, 2, 0, 1]), result([4, 4, 1, 1])
+    twice, again = (
+        replace(result([*one.correct, *one.correct]), repeats=[0, 1, 2, 3] * 2, levels=["a", "a", "b", "b"] * 2)
+        for one in (once, other)
+    )
+
+    def alike(first, second):
+        return (first.value, first.low, first.high) == pytest.approx((second.value, second.low, second.high))
+
+    assert alike(twice.average(), once.average())
+    assert all(alike(estimate, once.pass_at_k()[k]) for k, estimate in twice.pass_at_k().items())
+    levels = replace(once, levels=["a", "a", "b", "b"]).average_by_level()
+    assert all(alike(estimate, levels[level]) for level, estimate in twice.average_by_level().items())
+    found, expected = compare(twice, again), compare(once, other)
+    assert alike(found.difference, expected.difference)
+    assert (found.p_value, found.wins, found.ties) == (expected.p_value, expected.wins, expected.ties)
+    write_result(tmp_path, twice)
+    assert read_result(tmp_path, within=tmp_path).repeats == twice.repeats
+    content = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps(content | {"repeats": [0, 1]}))
+    with pytest.raises(ValueError, match="repeats must be a list of integers, one per question"):
+        read_result(tmp_path, within=tmp_path)
+
+
+def test_equal_questions_are_recognised_by_their_chat_and_their_answer():
+    chats = [[{"role": "user", "content": text}] for text in ("one", "two", "one", "one")]
+    questions = [BenchQuestion(n, chat, truth) for n, (chat, truth) in enumerate(zip(chats, "1112", strict=True))]
+    zeros = np.zeros((4, 2), dtype=bool)
+    answers = SimpleNamespace(cut_off=zeros, tokens=zeros.astype(int))
+    verdicts = SimpleNamespace(correct=zeros, unverified=zeros)
+    found = build_result(SETTINGS, questions, answers, verdicts, {}).repeats
+    assert found[0] == found[2] and len(set(found)) == 3
+    assert list(build_result(SETTINGS, questions[1:3], answers, verdicts, {}).repeats) == []

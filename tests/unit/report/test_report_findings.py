@@ -82,6 +82,7 @@ SOFT = {"algorithm.gsd.hadw.preset": "soft"}
 FIXED = {"algorithm.gsd.hadw.preset": "fixed"}
 NUMBER = {"algorithm.gsd.hadw.preset": 0.5}
 LONGEST = {"data.max_response_length": 512}
+MIN_MASK = {f"algorithm.gsd.dagrpo.{key}": value for key, value in (("mask", "min"), ("judge.scorer", "openai"))}
 FAILING = {"judge_failed": 0.2}
 #: The metric of a run whose data sets the number of rollouts per prompt.
 SIZED = {"group__sizes_in_data": 1}
@@ -243,6 +244,7 @@ FIRES = [
     (dagrpo.drifting_judge, table(pairs_contradicted=falling(0.05, 0.25) + WAVE / 2), {}, "judge calibrate"),
     (dagrpo.drifting_judge, table(pairs_contradicted=from_first_step(0.15, 0.35)), {}, "judge calibrate"),
     (dagrpo.few_pairs_kept, table(pairs_kept=0.01), {"algorithm.gsd.dagrpo.delta": 3.0}, "delta=1.5"),
+    (dagrpo.few_pairs_kept, table(pairs_kept=0.01), MIN_MASK, "mask=pairs"),
 ]
 
 QUIET = [

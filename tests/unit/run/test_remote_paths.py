@@ -101,3 +101,19 @@ def test_we_connect_to_no_storage(tmp_path):
     file = f"file://{tmp_path}/train.parquet"  # the one address that it can open here
     assert pq.read_metadata(Path(file)).num_rows == 2
     assert count_rows(file) is None and files_with("__rollout_n__", file) == []
+
+
+def test_held_out_prompts_of_a_file_that_repeats_them_count_once(compose_fast, tmp_path):
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b", "c")] * 4
+    rows = {"data_source": ["x"] * 12, "prompt": chats, "reward_model": [{"ground_truth": "1"}] * 12}
+    pq.write_table(pa.table(rows), tmp_path / "test.parquet")
+    pq.write_table(pa.table(rows | {"images": [[f"{n}.png"] for n in range(12)]}), tmp_path / "images.parquet")
+    for name, count in (("test", 3), ("images", 12)):
+        config, _ = compose_fast(
+            "algo=gsd",
+            "task=arithmetic",
+            "hardware=cpu",
+            f"data.val_files={tmp_path / name}.parquet",
+            "data.filter_overlong_prompts=false",
+        )
+        assert held_out_prompts(config) == Counter(x=count)

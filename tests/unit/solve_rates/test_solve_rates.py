@@ -485,3 +485,27 @@ def test_records_of_older_versions_are_graded_if_equal_verdicts_are_neither_righ
         path = visits(tmp_path / run, 1, (7, verdicts))
         pq.write_table(pq.read_table(path).drop_columns(["partial", "answers"]), path)
         assert read_solve_rates(tmp_path / run).graded == graded
+
+
+def test_partial_credit_of_one_response_leaves_the_counts_of_all_prompts(tmp_path):
+    """A prompt with verdicts of 0 and 1 has the same evidence whatever the others have."""
+    verdicts = [0.5, 1.0, 0.0, 0.25]
+    visits(tmp_path / "run", 1, (3, [0.0] * 8), (7, SPLIT), (9, verdicts), (5, HALVES))
+    visits(tmp_path / "run", 2, (3, [0.0] * 8), (7, SPLIT), (9, [1.0]), (5, HALVES))
+    dump(tmp_path / "dumps", 1, *(("nine", f"u_{n}_0", verdict) for n, verdict in enumerate(verdicts)))
+    found = read_solve_rates(tmp_path / "run")
+    correct, total, partial = found.evidence
+    assert found.keys == [("math", index) for index in (3, 5, 7, 9)] and found.graded == 2
+    assert correct.tolist() == [0, 8, 8, 2.75] and total.tolist() == [16, 16, 16, 5]
+    assert partial == pytest.approx([0, 4, 0, 0.25 + 0.1875])
+    assert [float(values[0]) for values in read_solve_rates(tmp_path / "dumps").evidence] == [1.75, 4, 0.4375]
+    visits(tmp_path / "whole", 1, (7, SPLIT), (3, SPLIT))
+    assert [values.tolist() for values in read_solve_rates(tmp_path / "whole").evidence] == [[4, 4], [8, 8], [0, 0]]
+
+
+def test_older_records_have_evidence_unless_a_spread_is_unknown(tmp_path):
+    for run, verdicts, spread in (("halves", HALVES, 2.0), ("split", SPLIT, 0.0), ("mixed", [0.5, 1.0], None)):
+        path = visits(tmp_path / run, 1, (7, verdicts), (8, [0.0]))
+        pq.write_table(pq.read_table(path).drop_columns(["partial", "answers"]), path)
+        evidence = read_solve_rates(tmp_path / run).evidence
+        assert evidence is None if spread is None else evidence[2].tolist() == pytest.approx([spread, 0])

@@ -18,6 +18,7 @@ from verl_gsd.report.findings.trends import rise, sudden_shift
 from verl_gsd.report.reading import Columns
 
 _DELTA = "algorithm.gsd.dagrpo.delta"
+_MASK = "algorithm.gsd.dagrpo.mask"
 _JUDGE = "algorithm.gsd.dagrpo.judge"
 _CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agrees with the verifier"
 #: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
@@ -151,10 +152,15 @@ def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
     """The mask drops almost all pairs."""
     share = recent_mean(table, "pairs_kept")
     if share < MIN_KEPT:
+        is_by_smallest = config.get(_MASK) == "min"
         yield Finding(
             f"DaGRPO's mask keeps only {percent(share)} of the pairs",
             "The mask removes almost all of the advantages of a group.",
-            (*scaled(config, _DELTA, 0.5, "the score gap from which a pair counts", is_count=False), _CALIBRATE),
+            (
+                *scaled(config, _DELTA, 0.5, "the score gap from which a pair counts", is_count=False),
+                *([f"{_MASK}=pairs  # keeps every pair that reaches delta"] if is_by_smallest else ()),
+                _CALIBRATE,
+            ),
         )
 
 

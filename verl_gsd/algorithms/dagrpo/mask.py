@@ -78,20 +78,19 @@ class Dagrpo(Extension):
         failed = rows.columns["judge_failed"] if settings.fail_closed else None
         self._delta = self._delta_of(rows, score)
         self._delta_by_uid |= dict.fromkeys(self._uids, self._delta)
-        mask: dict[str, Any] = {"delta": self._delta, "signed": settings.signed}
-        pair_mask: dict[str, Any] = mask | {"drop_rows": failed, "keep_rows": rows.columns["demonstration"]}
+        mask: dict[str, Any] = {"delta": self._delta, "drop_rows": failed, "keep_rows": rows.columns["demonstration"]}
         own = ~rows.columns["demonstration"]
         centred = torch.zeros_like(rows.rewards, dtype=torch.float64)
         has_signal, paired = (torch.zeros_like(centred, dtype=torch.bool) for _ in range(2))
         keep = rows.stats.group >= 0  # of the masks on responses; a group of one has no pair, and its row is kept
         for pairs in pairs_by_size(rows.rewards, score, rows.stats):
-            kept, among_own = pairs.kept(**pair_mask), pairs.among(own)
+            among_own, (kept, of_row) = pairs.among(own), self._kept(pairs, **mask)
             paired[pairs.row] = any_pair(among_own)
             self._counts.update(_pair_counts(pairs, among_own, kept, verdict))
-            if settings.mask == "pairs":
+            if of_row is None:
                 centred[pairs.row], has_signal[pairs.row] = pairs.centred(kept), any_pair(kept)
             else:
-                keep[pairs.row] = pairs.kept_rows(by=settings.mask, **mask)
+                keep[pairs.row] = of_row
         centred, stats = centred.to(rows.rewards.dtype), rows.stats
         if settings.mask != "pairs":
             keep = keep if failed is None else keep & ~failed
@@ -114,10 +113,9 @@ class Dagrpo(Extension):
             return {}
         rewards, scores = torch.from_numpy(group.rewards), torch.from_numpy(group.scores)
         failed = scores.isnan() if self.settings.fail_closed else None
-        delta = self._delta_by_uid.get(group.uid, self._delta)
-        mask = {"delta": delta, "signed": self.settings.signed, "drop_rows": failed}
         (pairs,) = pairs_by_size(rewards, scores, group_stats(rewards, [0] * len(rewards)))
-        counts = _pair_counts(pairs, pairs.unequal, pairs.kept(**mask), torch.from_numpy(_verdicts(group)))
+        kept, _ = self._kept(pairs, self._delta_by_uid.get(group.uid, self._delta), drop_rows=failed)
+        counts = _pair_counts(pairs, pairs.unequal, kept, torch.from_numpy(_verdicts(group)))
         judged = group.scores[~np.isnan(group.scores)]
         return {
             "dagrpo_pairs": counts["pairs"],
@@ -143,7 +141,8 @@ class Dagrpo(Extension):
 
         Among the other ones, whose verdicts differ, too:
 
-        - ``pairs/kept``: pairs that reach delta or are not judged
+        - ``pairs/kept``: pairs that reach delta or are not judged; with a mask on responses, pairs of which it keeps
+          both
         - ``pairs/judged``: pairs with two scores
         - ``pairs/contradicted``: of the judged pairs, those in which the judge prefers the response with the worse
           verdict
@@ -198,6 +197,31 @@ class Dagrpo(Extension):
         gaps = _judged_gaps(rows, score, signed=self.settings.signed)
         # numpy's quantile, because torch's accepts at most 2^24 numbers. It may reorder the gaps, and so needs no copy.
         return float(np.quantile(gaps, delta.quantile, overwrite_input=True)) if len(gaps) else -math.inf
+
+    def _kept(
+        self,
+        pairs: Pairs,
+        delta: float,
+        *,
+        drop_rows: torch.Tensor | None = None,
+        keep_rows: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(g, k, k) bool, the pairs of unequal rewards that the mask keeps; and (g, k) bool, the rows that it keeps.
+
+        A mask on rows keeps the pairs of which it keeps both rows. Only these have a signal. With a mask on pairs, the
+        second value is None.
+
+        Args:
+            drop_rows, keep_rows: see ``Pairs.kept``. No mask on rows drops a row without scores, so that it needs no
+                ``keep_rows``.
+        """
+        settings = self.settings
+        if settings.mask == "pairs":
+            return pairs.kept(delta, signed=settings.signed, drop_rows=drop_rows, keep_rows=keep_rows), None
+        rows = pairs.kept_rows(delta, by=settings.mask, signed=settings.signed)
+        if drop_rows is not None:
+            rows &= ~drop_rows[pairs.row]
+        return pairs.unequal & rows.unsqueeze(2) & rows.unsqueeze(1), rows
 
     def _count_rows(self, rows: Rows, paired: torch.Tensor, has_signal: torch.Tensor) -> None:
         """Count the rows ``paired``: the policy's own responses, in groups in which they form pairs.

@@ -12,7 +12,12 @@ RECORD_COLUMNS = (
         "DaGRPO: pairs of a right and a wrong response: their verdicts and their rewards differ. Without `acc`, pairs "
         "of unequal rewards. Null if the group was not judged.",
     ),
-    RecordColumn("dagrpo_pairs_kept", "int32", "DaGRPO: of these pairs, those that the mask kept."),
+    RecordColumn(
+        "dagrpo_pairs_kept",
+        "int32",
+        "DaGRPO: of these pairs, those that the mask kept. With `mask=min`, `mean` or `max`, those of which it kept "
+        "both responses.",
+    ),
     RecordColumn(
         "dagrpo_pairs_contradicted", "int32", "DaGRPO: of these pairs, those in which the judge prefers the wrong one."
     ),
@@ -37,9 +42,10 @@ REPORT = ReportSection(
     "dagrpo",
     "DaGRPO",
     "Each pair is a right and a wrong response to one prompt. The mask keeps the pairs whose judge scores differ by "
-    "delta or more. The judge contradicts the verifier in pairs in which it prefers the wrong response. Pairs scored "
-    "alike have equal scores. Pairs with equal verdicts, whose rewards differ by a shaped term alone, have a chart of "
-    "their own and count in no other.",
+    "delta or more; with mask=min, mean or max, it keeps the pairs of which it keeps both responses. The judge "
+    "contradicts the verifier in pairs in which it prefers the wrong response. Pairs scored alike have equal scores. "
+    "Pairs with equal verdicts, whose rewards differ by a shaped term alone, have a chart of their own and count in no "
+    "other.",
     (
         ReportChart(
             "pairs",

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -52,12 +51,19 @@ from verl_gsd.lab.training.prompts import PromptBatch, TrainingPrompts, held_out
 from verl_gsd.lab.training.rows import DictRows
 from verl_gsd.lab.training.validation import validation_metrics
 from verl_gsd.lab.training.verifier import InlineVerifier, Reward
-from verl_gsd.prompts import PromptStore
+from verl_gsd.prompts import PromptStore, question_labels
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
-from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS, TRAINED, RunDirectory
+from verl_gsd.rundir import EXACT, TRAINED, RunDirectory
 from verl_gsd.trainer import estimator
 from verl_gsd.trainer.batching import PADDING
-from verl_gsd.trainer.metrics import doubt, entropy_metric, group_metrics, held_out_outside, strip_actor_prefix
+from verl_gsd.trainer.metrics import (
+    doubt,
+    entropy_metric,
+    group_metrics,
+    held_out_counts,
+    held_out_outside,
+    strip_actor_prefix,
+)
 from verl_gsd.trainer.reward_monitor import LostReward, RewardMonitor, index_to_show
 from verl_gsd.trainer.rows import is_own, uid_of
 from verl_gsd.trainer.seam import Seam
@@ -122,6 +128,7 @@ class LabTrainer:
         self._alpha = operation.alpha if operation else None
         self._training_prompts = TrainingPrompts(config, self.tokenizer, self.seam)
         self.held_out = held_out_prompts(config, self.tokenizer)
+        self._held_out_labels = question_labels(self.held_out.columns)
         self._messages = MessageWriter(self._run.messages(1))
         self._rewards = RewardMonitor.from_config(
             config, self._messages, batch_groups=int(config.data.train_batch_size), overlaps=False
@@ -512,10 +519,8 @@ class LabTrainer:
                 self._rewards.on_validation_rewards(step, count, lost)
             if self._solver is not None:
                 exact.append(self._solver.rates_of_read(prefix, part.answers))
-        sources = Counter(source for source, _ in rewards)
-        metrics = validation_metrics(rewards) | {
-            f"{HELD_OUT_PROMPTS}{source}": float(n) for source, n in sources.items()
-        }
+        sources = [source for source, _ in rewards]
+        metrics = validation_metrics(rewards) | held_out_counts(sources, self._held_out_labels)
         rated = [(source, of.info.get("acc")) for source, of_prompt in rewards for of in of_prompt if not of.failure]
         metrics |= held_out_outside([source for source, _ in rated], [accuracy for _, accuracy in rated])
         metrics |= self._rewards.end_validation(step)

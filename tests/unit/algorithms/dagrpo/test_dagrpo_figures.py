@@ -54,14 +54,15 @@ def counted_by_hand(batches, mask, delta, signed, closed):
     for groups in batches:
         rows = batch_of(*groups)[1]
         alive = alive_by_hand(rows, mask, delta, signed, closed)
-        for a, b in itertools.combinations([row for row in rows if not row.demonstration], 2):
+        own = [(row, is_alive) for row, is_alive in zip(rows, alive, strict=True) if not row.demonstration]
+        for (a, a_lives), (b, b_lives) in itertools.combinations(own, 2):
             if a.label != b.label or a.reward == b.reward:
                 continue
             unequal += 1
             shaped += a.verdict == b.verdict
             if a.verdict != b.verdict:
                 pairs += 1
-                kept += is_kept_pair(a, b, delta, signed, closed)
+                kept += is_kept_pair(a, b, delta, signed, closed) if mask == "pairs" else a_lives and b_lives
                 judged += not math.isnan(gap(a, b))
                 contradicted += (a.verdict - b.verdict) * (a.score - b.score) < 0
                 tied += gap(a, b) == 0
@@ -177,9 +178,9 @@ def test_the_records_have_a_groups_own_pairs_and_judgements():
 
 
 @settings(max_examples=50)
-@given(groups_of(demonstrated=False) | shaped_groups(), deltas, st.booleans(), st.booleans())
-def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
-    section = {"delta": delta, "signed": signed, "fail_closed": closed}
+@given(groups_of(demonstrated=False) | shaped_groups(), deltas, masks, st.booleans(), st.booleans())
+def test_a_group_is_recorded_as_its_step_counted_it(of, delta, mask, signed, closed):
+    section = {"delta": delta, "mask": mask, "signed": signed, "fail_closed": closed}
     dagrpo = Dagrpo(section)
     chained(dagrpo, [of], section)
     recorded = dagrpo.record(of)
@@ -191,6 +192,24 @@ def test_a_group_is_recorded_as_its_step_counted_it(of, delta, signed, closed):
         judged = round(found["dagrpo/pairs/judged"] * recorded["dagrpo_pairs"])
         contradicted = judged * found.get("dagrpo/pairs/contradicted", 0)
         assert recorded["dagrpo_pairs_contradicted"] == pytest.approx(contradicted)
+
+
+@pytest.mark.parametrize(("mask", "kept"), [("pairs", 3), ("min", 1), ("mean", 2), ("max", 4)])
+def test_a_mask_on_responses_keeps_a_pair_if_it_keeps_both(mask, kept):
+    """The gaps of the right responses are 4, 1 and 9, 6. One pair is below delta, and its responses have others."""
+    section = {"delta": 3, "mask": mask}
+    dagrpo, of = Dagrpo(section), group(R, [5, 1, 10, 4])
+    chained(dagrpo, [of], section)
+    assert dagrpo.record(of)["dagrpo_pairs_kept"] == kept
+    assert dagrpo.end_step([of])["dagrpo/pairs/kept"] == kept / 4
+
+
+def test_a_warning_says_that_a_mask_on_responses_drops_all_pairs(caplog):
+    section = {"delta": 3, "mask": "min"}
+    dagrpo, groups = Dagrpo(section), [group(R, [3, 2, 9, 1]) for _ in range(5)]
+    chained(dagrpo, groups, section)
+    assert dagrpo.end_step(groups)["dagrpo/masked/groups"] == 1
+    assert "the mask dropped all 20 judged pairs" in caplog.text
 
 
 def test_a_shaped_term_makes_no_judge_look_wrong():
