@@ -39,19 +39,43 @@ def parse_yaml(content: bytes) -> Any:
     """Return the value of a YAML text in UTF-8 as dicts, lists and scalars.
 
     Aliases are rejected. Files of runs have none, and with them a short text can stand for billions of entries, or for
-    an entry that contains itself.
+    an entry that contains itself. A number to the base 60, such as 1:10, is a text.
 
     Raises:
-        ValueError: the text is not valid YAML, has an alias, is nested too deeply, or is too large.
+        ValueError: the text is not valid YAML, has an alias, a value that does not fit its tag or an integer of more
+            than 64 bits, is nested too deeply, or is too large.
     """
     if len(content) > _LARGEST_YAML:
         raise ValueError(f"it is larger than {_LARGEST_YAML:,} bytes")
     text = content.decode("utf-8")
     try:
         _check_structure(text)
-        return yaml.load(text, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(str(error)) from error
+    except Exception as error:  # PyYAML raises errors of many types, for example KeyError for !!bool x
+        raise ValueError(f"a value does not fit its tag ({error!r})") from error
+
+
+class _Loader(yaml.CSafeLoader):
+    """PyYAML's loader without numbers to the base 60 such as 1:10, for which it takes time without end."""
+
+
+def _read_number(loader: _Loader, node: yaml.ScalarNode) -> str | float:
+    text = loader.construct_scalar(node)
+    if ":" in text:
+        return text
+    if node.tag.endswith("float"):
+        return loader.construct_yaml_float(node)
+    number = loader.construct_yaml_int(node)
+    if number.bit_length() > 64:
+        # Such numbers may be too long to be shown, and as keys they can have equal hashes, which makes a dict slow.
+        raise ValueError(f"it has a number of more than 64 bits in line {node.start_mark.line + 1}")
+    return number
+
+
+for _type in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_type}", _read_number)
 
 
 def _check_structure(text: str) -> None:

@@ -11,6 +11,7 @@ SECRET_NAME = re.compile(
     r"|(?:^|[_-])(?:pw|pass|pat)$",  # not pass_at_k
     re.IGNORECASE,
 )
+#: Others may have made the values, so that a search takes a time linear in the length of the text.
 SECRET_VALUE = re.compile(
     # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS, Google, NVIDIA, PyPI and Stripe
     r"\b(?:github_pat_|glpat-|xox[a-z]-|AIza|ya29\.|nvapi-|pypi-AgE|[rs]k_(?:live|test)_)[A-Za-z0-9_-]{12,}"
@@ -29,8 +30,8 @@ SECRET_VALUE = re.compile(
     r"|(?:^|(?i:authorization:))\s*(?i:bearer)\s+\S+\s*$"
     r"|(?i:authorization:\s*basic)\s+\S+\s*$"
     # NAME:PASSWORD in base64, in which a capital letter or a digit follows a small letter, unlike in words
-    r"|^\s*(?i:basic)\s+[A-Za-z0-9+/]*[a-z][A-Z0-9][A-Za-z0-9+/]{4,}={0,2}\s*$"
-    r"|://[^/@\s]*:[^/@\s]+@"
+    r"|^\s*(?i:basic)\s+(?=[A-Za-z0-9+/]*[a-z][A-Z0-9][A-Za-z0-9+/]{4})[A-Za-z0-9+/]+={0,2}\s*$"
+    r"|://[^/@\s:]*:[^/@\s]+@"
     r"|hooks\.slack\.com/(?:services|workflows)/\S+"  # whoever knows the URL can post
     r"|[?&](?i:sig|x-(?:amz|goog)-signature)=[^&\s]{12,}"  # a signed URL of Azure, AWS or Google
 )

@@ -27,7 +27,7 @@ from verl_gsd.rundir import RunDirectory, merge_metrics, read_metrics
 from verl_gsd.secret_patterns import SECRET_NAME, SECRET_VALUE
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_URL = re.compile(r"\w+://\S+")
+_URL = re.compile(r"\w://\S")
 _LORA_SETTINGS = tuple(f"actor_rollout_ref.model.{name}" for name in ("lora_rank", "lora_alpha", "target_modules"))
 #: The settings in the card, besides the algorithm's own section.
 _SETTINGS = (

@@ -4,21 +4,30 @@ A data set's README.md (or .huggingface.yaml) names the data set's files. ``data
 absolute paths, ``..``, URLs, and chains such as ``reference://x::file:///y``. Some file systems of fsspec read further
 files on the way, and releases before 2026.6 run code from them. The author of a data set is not trusted, so none of
 these names is resolved here.
+
+Some readers of ``datasets`` open further files in the folder of a data file, without resolving a name. Each of these
+files could be a link to a private file. Such readers, and folders with links that lead out of them, are rejected.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from verl_gsd.regular_files import read_regular
 
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
 #: The files in which a data set names its files.
 _DECLARATIONS = ("README.md", ".huggingface.yaml")
+#: The readers of ``datasets`` that open only the files that it has resolved, and run no code of a file.
+_READERS = ("arrow", "csv", "json", "parquet", "text")
 
 
 def place_with_files(folder: Path) -> Path:
@@ -31,6 +40,35 @@ def place_with_files(folder: Path) -> Path:
     repository = real.parent.parent
     is_cached = real.parent.name == "snapshots" and repository.name.startswith("datasets--")
     return repository if is_cached else real
+
+
+def check_links(folder: Path) -> None:
+    """Check all links in a data set's folder, also those that no data file is read through.
+
+    Args:
+        folder: the folder without symbolic links.
+
+    Raises:
+        ValueError: a link leads out of the data set.
+    """
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                _check_file(folder, str(path))
+
+
+def check_reader(place: str, builder: DatasetBuilder) -> None:
+    """Check the reader that ``datasets`` has chosen by the names of a data set's files.
+
+    Raises:
+        ValueError: it may open other files than those that were checked.
+    """
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader not in _READERS or type(builder).__module__ != f"datasets.packaged_modules.{reader}.{reader}":
+        raise ValueError(
+            f"{place}: its files are of the kind {reader}, and reading them could open further files. They were not "
+            f"read. Use {', '.join(_READERS[:-1])} or {_READERS[-1]} files"
+        )
 
 
 @contextmanager
@@ -104,7 +142,10 @@ def _check_file(place: Path | str, file: str) -> None:
     if isinstance(place, str):
         if _hub_root(place, file) is None:
             _raise_outside(place, "data_files", file)
-    elif not (real := Path(file).resolve()).is_relative_to(place_with_files(place)):
+        return
+    if "::" in file.removeprefix(str(place)):
+        raise ValueError(f"{file}: the name has ::, which datasets takes for a chain of file systems. Rename the file")
+    if not (real := Path(file).resolve()).is_relative_to(place_with_files(place)):
         raise ValueError(
             f"{file}: a link leads to {real}, outside the data set {place}. It was not read. If the data set is yours, "
             "replace the link by what it leads to"

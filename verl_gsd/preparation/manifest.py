@@ -12,9 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from verl_gsd.plain_data import parse_json
 from verl_gsd.preparation.reading import sha256
+from verl_gsd.regular_files import read_regular
 from verl_gsd.writing import atomic_write
 
 MANIFEST, LEFT_OUT = "manifest.json", "left_out_{split}.jsonl"
@@ -24,6 +28,31 @@ _RESERVED = {"none", "model"}
 FORMAT = 3
 #: A module with a verifier of this package. The manifest may come from somebody else and must not name other code.
 _VERIFIER = re.compile(r"verl_gsd\.tasks\.[a-z_]+")
+
+
+_SPLIT = re.compile(r"\w+")
+_Count = Annotated[int, Field(ge=0, le=2**40)]
+
+
+class _Entry(BaseModel):
+    """A split's entry in a manifest: the values that are read, as far as others may have damaged them."""
+
+    model_config = ConfigDict(strict=True)
+
+    sha256: str
+    rows: _Count = 0
+    read: _Count = 0
+    suffix: str = ""
+    reads: str | None = None
+    model: str | None = None
+    longest_prompt: _Count | None = None
+    origin: dict[str, Any] = {}
+    against: dict[str, str] = {}
+    left_out: dict[str, _Count] = {}
+    contaminated_by_set: dict[str, _Count] = {}
+    not_compared: _Count = 0
+    prompt_tokens: dict[str, _Count] = {}
+    verifier: Any = None  # PreparedDataset.verifier checks it
 
 
 @dataclass(frozen=True)
@@ -91,28 +120,44 @@ def write_manifest(dataset: PreparedDataset) -> None:
 def read_manifest(folder: Path) -> PreparedDataset | None:
     """The prepared data set in ``folder``; None if there is none.
 
+    Counts and settings that an entry lacks have the values of an empty one.
+
     Raises:
-        ValueError: the manifest cannot be read, or has another format.
+        ValueError: the manifest cannot be read, has another format, or has an entry that is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            fix = "Use another NAME, or install the latest verl-gsd"
-            if manifest["format"] < FORMAT:
-                again = f"run verl-gsd prepare {folder.name} again"
-                fix = f"An older version of verl-gsd wrote it. Move the folder {folder} away, and {again}"
-            raise ValueError(
-                f"{path}: the manifest has format {manifest['format']}, and this version of verl-gsd reads format "
-                f"{FORMAT}. {fix}"
-            )
-        return PreparedDataset(folder, {name: dict(split) for name, split in manifest["splits"].items()})
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        manifest = parse_json(read_regular(path))
+        made_in = manifest["format"]
+        if not isinstance(made_in, int):
+            raise TypeError(f"format {made_in!r}")
+        splits = (
+            {name: _checked(name, entry) for name, entry in manifest["splits"].items()} if made_in == FORMAT else {}
+        )
+    except Exception as error:  # others may have made it
+        reason = " ".join(f"{error!r:.200}".split())
         raise ValueError(
-            f"{path}: not a manifest of verl-gsd prepare ({error!r}). Remove it and prepare the data set again"
+            f"{path}: not a manifest of verl-gsd prepare ({reason}). Remove it and prepare the data set again"
         ) from error
+    if made_in != FORMAT:
+        fix = "Use another NAME, or install the latest verl-gsd"
+        if made_in < FORMAT:
+            again = f"run verl-gsd prepare {folder.name} again"
+            fix = f"An older version of verl-gsd wrote it. Move the folder {folder} away, and {again}"
+        raise ValueError(
+            f"{path}: the manifest has format {made_in!r:.20}, and this version of verl-gsd reads format "
+            f"{FORMAT}. {fix}"
+        )
+    return PreparedDataset(folder, splits)
+
+
+def _checked(split: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a split, with values for what it lacks."""
+    if not _SPLIT.fullmatch(split):
+        raise ValueError(f"{split!r} is no name of a split")
+    return _Entry.model_validate(entry).model_dump() | entry
 
 
 def check_name(name: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from verl_gsd.preparation.data_files import only_inside, place_with_files
+from verl_gsd.preparation.data_files import check_links, check_reader, only_inside, place_with_files
 from verl_gsd.preparation.sources import Source
 from verl_gsd.regular_files import open_regular
 from verl_gsd.row_table import SUFFIXES, stream_rows
@@ -149,6 +149,8 @@ def _open_config(place: str, config: str | None, origin: Origin, is_one_of_many:
     datasets.disable_progress_bars()
     folder = None if origin.path is None else origin.path.resolve()
     place = place if folder is None else str(folder)
+    if folder is not None:
+        check_links(folder)
     with only_inside(folder or place):
         files, rows = _resolve_config(place, config, origin, is_one_of_many)
     return files, None if rows is None else without_opened_files(rows)
@@ -165,8 +167,9 @@ def _resolve_config(
         if origin.path is None or configs != ["default"] or is_one_of_many:
             raise ValueError(f"{place}: there is no configuration {config}, only {', '.join(configs)}")
         config = None
+    builder = datasets.load_dataset_builder(place, config, revision=origin.revision)
     if origin.path is not None:
-        files_by_split = datasets.load_dataset_builder(place, config).config.data_files or {}
+        files_by_split = builder.config.data_files or {}
         if origin.split not in files_by_split:
             splits = ", ".join(map(str, files_by_split))
             raise ValueError(
@@ -175,7 +178,8 @@ def _resolve_config(
         files = [Path(file) for file in files_by_split[origin.split]]
         if all(file.is_file() and file.suffix in SUFFIXES for file in files):
             return files, None
-    return None, datasets.load_dataset(place, config, split=origin.split, revision=origin.revision, streaming=True)
+    check_reader(place, builder)
+    return None, builder.as_streaming_dataset(split=origin.split)
 
 
 def _wanted(source: Source, names: list[str]) -> list[str]:

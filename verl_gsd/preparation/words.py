@@ -10,6 +10,9 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+#: In characters. In a longer text, drawings, formulas and numbers with spaces are read as plain text. The time to find
+#: them grows with the square of the length, if what opens them is never closed.
+_LONGEST = 20_000
 #: In scripts without spaces between words, each character is a word.
 _CJK = "㐀-鿿぀-ヿ"
 _ONE_CJK = re.compile(f"[{_CJK}]")
@@ -139,9 +142,9 @@ def words(text: str) -> list[str]:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _HIGH_OR_LOW.sub("^", text)).translate(_SIGNS)
-    text = _FRACTION_OF_DIGITS.sub(
-        r"\1 \2 \3 ", _THOUSANDS.sub("", _SPACED_NUMBER.sub(_without_spaces, _DRAWING.sub(" ", text)))
-    )
+    if len(text) <= _LONGEST:
+        text = _SPACED_NUMBER.sub(_without_spaces, _DRAWING.sub(" ", text))
+    text = _FRACTION_OF_DIGITS.sub(r"\1 \2 \3 ", _THOUSANDS.sub("", text))
     tokens, end = [], 0
     for maths in _formulas(text):
         tokens += _IN_TEXT.findall(_ENVIRONMENT.sub(" ", text[end : maths.start()]))
@@ -249,7 +252,7 @@ def _is_prose_word(token: str) -> bool:
 
 def drawings(text: str) -> list[str]:
     """One word per drawing of a problem: equal for drawings whose code is equal, white space aside."""
-    codes = ("".join(drawing[0].split()) for drawing in _DRAWING.finditer(text))
+    codes = ("".join(drawing[0].split()) for drawing in _DRAWING.finditer(text if len(text) <= _LONGEST else ""))
     return ["[" + hashlib.blake2b(code.encode("utf-8", "replace"), digest_size=8).hexdigest() for code in codes]
 
 
@@ -268,6 +271,8 @@ def is_fixed(word: str) -> bool:
 
 def _formulas(text: str) -> Iterator[re.Match]:
     """The formulas of ``text``. The text between two amounts of money, as in "$3 each, and has $50", is none."""
+    if len(text) > _LONGEST:
+        return
     start = 0
     while formula := _MATHS.search(text, start):
         money = _MONEY.match(text, formula.start())

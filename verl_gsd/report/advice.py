@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from verl_gsd import config as groups
 from verl_gsd.conflicts import is_accepted, with_changes
-from verl_gsd.dotted_keys import dotted_leaves, nested
-from verl_gsd.errors import ConfigError
+from verl_gsd.dotted_keys import dotted_items, dotted_leaves, nested
 from verl_gsd.unused_keys import unused_keys
 
 _ABSENT = object()
+#: A config of verl has about 700 sections and values. Each override is tried in a copy, and copying takes long.
+_MOST_ENTRIES = 5000
 
 
 def accepted_overrides(
@@ -31,17 +31,34 @@ def accepted_overrides(
 
     Args:
         overrides: as ``Finding.overrides``.
-        config: dotted key -> value; empty if it is not known.
+        config: dotted key -> value; empty if it is not known. Others may have made it: texts with interpolations are
+            not resolved, and count as not set. So do values that are neither texts, numbers, booleans, lists nor
+            sections.
         words: the words of the run's command line; empty if they are not known. A key that a word sets keeps its value
             if a group is chosen anew.
         is_rated: False if some responses of the run have no ``acc`` in [0, 1]. Extensions that read it are then not
             accepted.
+
+    Returns:
+        The accepted ones; none if the config is much larger or deeper than verl's.
     """
-    if not overrides:
+    if not overrides or sum(1 for _ in dotted_items(dict(config), into_lists=True)) > _MOST_ENTRIES:
         return ()
     groups.store_groups()  # with the resolvers of their values
-    whole = OmegaConf.create(nested(config))
+    try:
+        whole = OmegaConf.create(nested({key: value for key, value in config.items() if _is_plain(value)}))
+    except RecursionError:  # a key with thousands of dots
+        return ()
     return tuple(override for override in overrides if _is_accepted(override, whole, words, is_rated))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether OmegaConf accepts a value, and resolves nothing in it. It would take a text for an interpolation."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return "${" not in value if isinstance(value, str) else value is None or isinstance(value, bool | int | float)
 
 
 def _is_accepted(override: str, config: DictConfig, words: Collection[str], is_rated: bool) -> bool:
@@ -52,8 +69,8 @@ def _is_accepted(override: str, config: DictConfig, words: Collection[str], is_r
             return False
         changed = with_changes(config, changes)
         return not any(_is_unused(key, changed) for key in _keys_set(command) if _has(config, key))
-    except (ValueError, ConfigError, yaml.YAMLError, OmegaConfBaseException):
-        return True  # it is no override that can be tried here
+    except Exception:  # it is no override that can be tried here, or the config has texts in place of sections
+        return True
 
 
 def _has(config: DictConfig, key: str) -> bool:

@@ -37,7 +37,7 @@ def _suited(remedy: str | Remedy, config: Mapping[str, Any]) -> str:
     if isinstance(remedy, str):
         return remedy
     files = config.get(_TRAIN_FILES)
-    names = [files] if isinstance(files, str) else files or []
+    names = [files] if isinstance(files, str) else files if isinstance(files, list) else []
     has_column = bool(names) and all(_has_column(str(name), remedy.column) for name in names)
     return remedy.override if has_column else remedy.otherwise
 
@@ -47,7 +47,7 @@ def _has_column(file: str, column: str) -> bool:
     path = Path(file).expanduser()
     try:
         return path.is_file() and column in pq.read_schema(path).names
-    except (OSError, pa.ArrowException):
+    except (OSError, RuntimeError, pa.ArrowException):  # RuntimeError: ~ names an unknown user
         return False
 
 

@@ -393,7 +393,8 @@ def _lengths_in_manifest(config: DictConfig, dataset: PreparedDataset | None) ->
     files = {str(dataset.folder / f"{split}.parquet"): dataset.splits.get(split, {}) for split in _SPLITS.values()}
     named = [file for key in FILE_KEYS for file in files_of(config, key)]
     entries = [files.get(file, {}) for file in named]
-    tokens = [entry["prompt_tokens"] for entry in entries if entry.get("prompt_tokens")]
+    counted = [entry for entry in entries if entry.get("model") and {"p99", "longest"} <= entry["prompt_tokens"].keys()]
+    tokens = [entry["prompt_tokens"] for entry in counted]
     if not tokens or len(tokens) < len(entries):
         return None
     models = sorted({str(entry["model"]) for entry in entries})

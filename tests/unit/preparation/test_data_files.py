@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import suppress
 
+import datasets
 import datasets.data_files
 import pytest
 from hostile_server import HostileServer, http
@@ -75,6 +76,54 @@ def test_a_link_in_a_data_set_leads_to_no_file_outside_of_it(folder, name):
     (folder / name).symlink_to(folder.parent / "private.jsonl")
     private = folder.parent / "private.jsonl"
     assert f"{folder / name}: a link leads to {private}, outside the data set {folder}" in rejected(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", ".hidden/notes", "data/deep"])
+@pytest.mark.parametrize("target", ["private.jsonl", "private", "missing"])
+def test_no_link_leads_out_of_a_data_set_also_if_no_data_file_is_one(folder, name, target):
+    """Some readers of ``datasets`` open files that the data set does not name."""
+    (folder.parent / "private").mkdir()
+    (folder / ".hidden").mkdir()
+    (folder / name).symlink_to(folder.parent / target)
+    assert f"{folder / name}: a link leads to {folder.parent / target}, outside the data set" in rejected(folder)
+
+
+#: A file of each kind whose reader opens further files, or unpickles them.
+OTHER_KINDS = ["tasks/a/task.toml", "a.png", "a.tar", "a.hdf5", "a.lance", "a.vortex", "a.xml"]
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_only_readers_that_open_nothing_else_are_used(folder, name):
+    (folder / "train.jsonl").unlink()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text('[task]\nname="x/a"\ndescription="42"')
+    (folder / name).with_name("instruction.md").write_text("PRIVATE")
+    declare(folder, data_files=[{"split": "train", "path": name}])
+    words = ["mine", "--input", str(folder), "--problem-column", "instruction", "--answer-column", "description"]
+    message = rejected(folder, *words)
+    assert f"{folder}: its files are of the kind " in message and "Use arrow, csv, json, parquet or text" in message
+
+
+def test_files_of_other_kinds_than_those_of_our_readers_are_read(folder):
+    (folder / "train.jsonl").unlink()
+    shutil.rmtree(folder / "data")
+    rows = [{"problem": f"What is {n}+1?", "answer": str(n + 1)} for n in range(3)]
+    words = ["--input", str(folder), "--problem-column"]
+    (folder / "train.json").write_text(json.dumps(rows))
+    assert "3 rows read" in prepare(folder, "a", *words, "problem").output
+    (folder / "train.json").unlink()
+    (folder / "train.txt").write_text("What is 1+1?\nWhat is 2+2?\n")
+    assert "2 rows read" in prepare(folder, "b", *words, "text", "--judged-by-model").output
+    (folder / "train.txt").unlink()
+    datasets.Dataset.from_list(rows).save_to_disk(str(folder / "saved"))
+    (folder / "saved" / "data-00000-of-00001.arrow").rename(folder / "train.arrow")
+    shutil.rmtree(folder / "saved")
+    assert "3 rows read" in prepare(folder, "c", *words, "problem").output
+
+
+def test_a_name_that_datasets_would_take_apart_is_not_read(folder):
+    (folder / "train.json::b.json").write_text(ROW)
+    assert "train.json::b.json: the name has ::" in rejected(folder)
 
 
 def test_a_file_that_becomes_a_link_after_the_check_is_not_read(folder, monkeypatch):

@@ -1,5 +1,6 @@
 """Preparing a user's table: what its columns may contain, and which rows are rejected."""
 
+import functools
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from verl_gsd.preparation import build, cells, dataset, manifest, sources
 from verl_gsd.preparation.commands import command_for_file
 from verl_gsd.preparation.dataset import PrepareConfig
 from verl_gsd.preparation.item import BOXED
-from verl_gsd.preparation.manifest import FORMAT
+from verl_gsd.preparation.manifest import FORMAT, read_manifest
 from verl_gsd.preparation.references import reference_fault
 from verl_gsd.run.compose import parse_line
 from verl_gsd.tasks import maths
@@ -116,6 +117,46 @@ def test_a_foreign_file_is_not_overwritten(tmp_path):
     assert "mine/train.parquet: " in said and theirs.read_bytes() == b"theirs"
 
 
+def manifest_text(**other):
+    return json.dumps({"format": FORMAT, "name": "other", "splits": {}} | other)
+
+
+WRONG_ENTRIES = [
+    *({"sha256": None}, {"rows": {"a": 1}}, {"rows": -1}, {"rows": True}, {"left_out": []}, {"left_out": {"a": "b"}}),
+    *({"suffix": 1}, {"model": 1}, {"reads": []}, {"against": 1}, {"origin": 1}, {"prompt_tokens": [1]}),
+    *({"prompt_tokens": {"p99": "x"}}, {"prompt_tokens": {"p99": 10**30}}, {"longest_prompt": "x"}),
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(manifest_text(**{"splits": split}) for split in ({"test": "abc"}, {"test": []}, {"../x": {"sha256": "a"}})),
+        *(manifest_text(**{"splits": {"test": {"sha256": "a", **entry}}}) for entry in WRONG_ENTRIES),
+        "[" * 200_000,
+        '{"a":' * 900 + "1" + "}" * 900,
+        manifest_text(
+            splits={"test": {"sha256": "a", "origin": functools.reduce(lambda inner, _: [inner], range(900))}}
+        ),
+        manifest_text(format=10**400),
+        manifest_text(format="3"),
+        '{"format": ' + "9" * 6000 + "}",
+        " " * (65 << 20),
+    ],
+    ids=lambda content: content[-60:].strip()[:60],
+)
+def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: (not a manifest|the manifest has format)"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_lacks_counts_is_read(tmp_path):
+    (tmp_path / "manifest.json").write_text(manifest_text(splits={"test": {"sha256": "a", "note": 1}}))
+    entry = read_manifest(tmp_path).splits["test"]
+    assert entry["note"] == 1 and entry["suffix"] == "" and entry["rows"] == 0 and entry["prompt_tokens"] == {}
+
+
 def test_a_damaged_manifest_stops_only_its_own_data_set(tmp_path):
     file = lines(tmp_path / "t.jsonl", {"problem": "One?", "answer": "1"})
     for content in (
@@ -123,6 +164,7 @@ def test_a_damaged_manifest_stops_only_its_own_data_set(tmp_path):
         f'{{"format": {FORMAT}}}',
         '{"format": 1, "splits": null}',
         '{"format": 1, "splits": ["test"]}',
+        "[" * 200_000,
     ):
         (tmp_path / "data" / "other").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "other" / "manifest.json").write_text(content)

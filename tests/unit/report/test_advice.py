@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -214,6 +215,65 @@ def test_a_key_of_the_line_stays_if_a_group_is_chosen_anew():
 @pytest.mark.parametrize("override", ["a word", "'open", "algo=not_installed  # x", "a.b=...  # y", "a.b={  # z"])
 def test_what_cannot_be_tried_is_kept(override):
     assert accepted_overrides((override,), {"a.b": 1}, ()) == (override,)
+
+
+def test_texts_of_a_config_are_not_resolved():
+    """Each of these keys doubles the work of the one before. A text could also name a variable of the environment."""
+    read = []
+    OmegaConf.register_new_resolver("test_read", read.append)
+    doubling = {f"x.a{n}": f"${{x.a{n - 1}}}${{x.a{n - 1}}}" for n in range(1, 10)} | {"x.a0": "${test_read:doubled}"}
+    config = {
+        "algorithm.gsd.alpha": 1,
+        "algorithm.adv_estimator": "${x.a9}",
+        "critic.enable": "${test_read:text}",
+        "algorithm.norm_adv_by_std_in_grpo": [{"a": ["${test_read:list}"]}],
+    }
+    assert accepted_overrides(("algorithm.gsd.alpha=0",), config | doubling, ()) == ("algorithm.gsd.alpha=0",)
+    assert read == []
+
+
+#: Values of YAML that OmegaConf rejects, or that the readers of a config do not expect.
+HOSTILE = [
+    *(date(2001, 1, 1), datetime(2001, 1, 1), {1}, b"x", ("a", 1), [("a", 1)], [[date(2001, 1, 1)]], [{"a": {1}}]),
+    *("${", "${a", "${a:" * 2000, "???", "~nobody/x", "x" * 5000, "a\0b", "", 10**400, -(10**400), 0, float("inf")),
+    *(1e308, -1e308),
+    *(float("nan"), True, None, [], {}, [1], [None]),
+]
+
+
+#: Keys that finders and the advice read.
+READ = [
+    *("algorithm.adv_estimator", "algorithm.gsd.alpha", "algorithm.gsd.dagrpo.judge", "algorithm.filter_groups.enable"),
+    *("algorithm.filter_groups.max_inflight_gen_batches", "algorithm.gsd.limits.reward_seconds", "algorithm.lam"),
+    *("algorithm.norm_adv_by_std_in_grpo", "algorithm.use_kl_in_reward", "trainer.v1.trainer_mode", "critic.enable"),
+    *("trainer.v1.sampler.max_off_policy_threshold", "trainer.v1.sampler.max_off_policy_strategy", "data.shuffle"),
+    *("data.train_files", "data.train_batch_size", "reward.reward_model.enable", "reward.num_workers", "task.name"),
+    *("reward.custom_reward_function.path", "actor_rollout_ref.rollout.n", "actor_rollout_ref.rollout.temperature"),
+    *(f"{ACTOR}.optim.lr", f"{ACTOR}.clip_ratio_high", f"{ACTOR}.entropy_coeff", f"{ACTOR}.ppo_epochs"),
+    *(f"{ACTOR}.ppo_mini_batch_size", f"{ACTOR}.use_dynamic_bsz", f"{ACTOR}.grad_clip", AVERAGE, LOSS, MODEL, CONTEXT),
+    *(MAX_PROMPT, MAX_RESPONSE, OVERLONG, PENALIZED),
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: f"{type(value).__name__}-{value!r:.20}")
+def test_no_value_of_a_config_ends_a_report(value):
+    steps, usual = troubled(), dict.fromkeys(READ, 1)
+    assert collect_findings(steps, dict.fromkeys(READ, value), SMALL)
+    assert collect_findings(steps, dict.fromkeys(READ, value) | {"algorithm.adv_estimator": "gsd"}, SMALL)
+    for key in ("algorithm", "algorithm.gsd", "reward"):
+        others = {name: other for name, other in usual.items() if not name.startswith(f"{key}.")}
+        assert collect_findings(steps, others | {key: value}, SMALL)
+
+
+@pytest.mark.parametrize("config", [{f"a.b{n}": 1 for n in range(10_000)}, {"a": [[1]] * 10_000}])
+def test_advice_is_left_out_if_a_config_is_huge(config):
+    """Each override is tried in a copy, and copying 10,000 values takes seconds."""
+    assert accepted_overrides((FILTER,), config, ()) == ()
+
+
+@pytest.mark.parametrize("key", ["", ".", "a..b", "a." * 5000 + "b", "a[0]", "a\0b", "${a}", "algorithm.gsd.x.y"])
+def test_no_key_of_a_config_ends_a_report(key):
+    assert collect_findings(troubled(), {key: 1, "algorithm.adv_estimator": "gsd"})
 
 
 def test_the_words_of_a_run_are_read(tmp_path):

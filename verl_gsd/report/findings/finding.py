@@ -10,7 +10,7 @@ import numpy as np
 
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
-from verl_gsd.scalars import is_number
+from verl_gsd.scalars import is_finite
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,9 @@ def percent(share: float) -> str:
 
 
 def numeric_value(config: Mapping[str, Any], key: str) -> float | None:
-    """The value of ``key`` if it is a number, else None."""
+    """The value of ``key`` if it is a finite number, else None."""
     value = config.get(key)
-    return float(value) if is_number(value) else None
+    return float(value) if is_finite(value) else None
 
 
 def assigned(config: Mapping[str, Any], key: str, value: str | float | bool, why: str) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ def scaled(config: Mapping[str, Any], key: str, factor: float, why: str, *, is_c
             any value, and that a user may have written as an integer.
     """
     value = config.get(key)
-    if not is_number(value):
+    if not is_finite(value):
         return (f"{key}=...  # {why}",)
     wanted = max(1, int(value * factor)) if is_count and isinstance(value, int) else value * factor
     return () if wanted == value else (f"{key}={wanted:g}  # {why}; it is {value:g}",)

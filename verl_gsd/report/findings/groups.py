@@ -156,7 +156,7 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
 
     DAPO's overlong penalty makes rewards differ, and not the scores.
     """
-    if config.get("reward.custom_reward_function.path") in GRADED_VERIFIERS:
+    if str(config.get("reward.custom_reward_function.path")) in GRADED_VERIFIERS:
         return True
     return config.get(OVERLONG) is not True and recent_mean(table, "shaped") > THRESHOLDS.partial
 

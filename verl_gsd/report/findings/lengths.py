@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
         numeric_value(config, key),
         numeric_value(config, MAX_PROMPT if key == MAX_RESPONSE else MAX_RESPONSE),
     )
-    if value is None or other is None:
+    if value is None or other is None or not math.isfinite(2 * value + other):
         return scaled(config, key, 2, f"{why}, if the model's context allows it")
     positions = _positions(str(config.get(_MODEL)))
     wanted = int(2 * value if positions is None else min(2 * value, positions - other))

@@ -77,7 +77,7 @@ def test_sources_of_json_files_are_checked_too(tmp_path):
 
 def test_a_prepared_file_needs_its_verifier_even_if_verl_knows_its_source(tmp_path):
     file = parquet(tmp_path, [row(data_source="math")], name="train.parquet")
-    entry = {"rows": 1, "verifier": "verl_gsd.tasks.maths"}
+    entry = {"rows": 1, "sha256": "0", "verifier": "verl_gsd.tasks.maths"}
     manifest = {"format": FORMAT, "name": "math", "splits": {"train": entry}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = problems(file)
