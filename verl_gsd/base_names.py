@@ -119,6 +119,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
     "figure per step": (
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
         *("reward", "reward_spread", "unrated", "without_acc"),
+        "entropy",
         *("mixed", "all_right", "all_wrong", "equal", "silent", "shaped", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),

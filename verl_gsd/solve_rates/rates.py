@@ -32,6 +32,7 @@ class SolveRates:
         unmarked_files: the number of dumps that seem to have responses of earlier steps and do not mark them. These
             count as responses of the policy.
         from_dumps: whether the source is verl's dumps.
+        chosen_by: what chose how many responses a prompt has by the outcomes of earlier ones; empty if nothing did.
     """
 
     path: Path
@@ -48,14 +49,15 @@ class SolveRates:
     mixed_files: int = 0
     unmarked_files: int = 0
     from_dumps: bool = False
+    chosen_by: str = ""
 
     def __len__(self) -> int:
         return len(self.rate)
 
     @property
     def is_biased(self) -> bool:
-        """Whether groups are missing, or responses may count that are not the policy's."""
-        return self.mixed_groups > 0 or self.unmarked_files > 0
+        """Whether counts depend on outcomes, groups are missing, or responses may count that are not the policy's."""
+        return self.mixed_groups > 0 or self.unmarked_files > 0 or self.chosen_by != ""
 
     @property
     def unbiased_counts(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -72,6 +74,11 @@ class SolveRates:
     def notices(self) -> list[str]:
         """What was skipped, whether groups are missing, and whether rows may count that should not."""
         sentences = [f"Skipped: {reason}." for reason in self.skipped]
+        if self.chosen_by:
+            sentences.append(
+                f"In {self.path}, {self.chosen_by} gave more responses to prompts whose responses differed. No figure "
+                "is therefore called unbiased: prompts with many responses are not like the others."
+            )
         if self.mixed_groups:
             sentences.append(
                 f"All {self.mixed_groups} groups in {self.mixed_files} dumps of {self.path} are mixed. Dynamic "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.row_table import SUFFIXES
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.scalars import is_whole
 from verl_gsd.solve_rates.dumps import dumps_in, read_dumps
 from verl_gsd.solve_rates.rates import SolveRates, rates_from_counts
@@ -17,6 +20,8 @@ from verl_gsd.solve_rates.tables import RateColumns, read_table
 
 #: More prompts than any data set has. A file with larger numbers is not a histogram.
 _MOST_PROMPTS = 10**8
+#: Groups of a run whose size differs from the usual one, as a share. Failed responses alone can make some.
+_OTHER_SIZES = 0.1
 
 
 def read_solve_rates(
@@ -113,7 +118,27 @@ def _read_run(path: Path) -> SolveRates:
     keys = list(zip(prompts.column("data_source").to_pylist(), prompts.column("index").to_pylist(), strict=True))
     correct, totals = prompts.column("correct_sum").to_numpy(), prompts.column("total_sum").to_numpy()
     graded, partial = prompts.column("graded_any").to_numpy(), prompts.column("spread_sum").to_numpy()
-    return rates_from_counts(path, correct, totals.astype(np.int64), graded, keys, skipped, partial=partial)
+    rates = rates_from_counts(path, correct, totals.astype(np.int64), graded, keys, skipped, partial=partial)
+    return replace(rates, chosen_by=_chosen_by(path, records))
+
+
+def _chosen_by(path: Path, records: pa.Table) -> str:
+    """What chose how many responses a prompt of the run got by the outcomes of earlier ones, in words; else empty.
+
+    A budget and sizes from the data show in the records. A sampler chooses which prompts are visited, and only the
+    config says whether there was one.
+    """
+    sizes = records.filter(pc.greater(records["total"], 0))["size"].to_numpy()
+    if len(sizes) and np.bincount(sizes).max() < (1 - _OTHER_SIZES) * len(sizes):
+        return "a budget, or sizes of groups in the data,"
+    run = RunDirectory(path)
+    try:
+        content = run.read_yaml(run.config)
+    except ValueError:
+        content = None
+    settings = dict(dotted_leaves(content)) if isinstance(content, dict) else {}
+    has_sampler = any(key.startswith("algorithm.gsd.sampler.") for key in settings)
+    return "the sampler" if has_sampler else ""
 
 
 def _partial_credit(records: pa.Table) -> np.ndarray:

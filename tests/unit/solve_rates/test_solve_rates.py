@@ -320,6 +320,31 @@ def test_records_are_pooled_by_prompt_whatever_the_fate_of_a_group(tmp_path):
     assert re.search(r"\b1 of 5\b.*row 3\b.*step 3\b", said)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "config", "said"),
+    [
+        ((2, 2, 2, 2), "algorithm: {gsd: {alpha: 1.0, sampler: null}}", None),
+        ((2, 2, 2, 2), "algorithm: [damaged", None),
+        ((2, 2, 2, 2), "algorithm: {gsd: {sampler: {explore: 0.1}}}", "the sampler"),
+        ((2, 6, 2, 6), "algorithm: {gsd: {alpha: 1.0}}", "a budget, or sizes of groups in the data,"),
+    ],
+)
+def test_counts_that_outcomes_decided_give_no_unbiased_figures(tmp_path, sizes, config, said):
+    """Prompts whose responses differ then have more of them, so that those with many are not like the others."""
+    for step in (1, 2):
+        visits(tmp_path, step, *((index, [0, 1] * (size // 2)) for index, size in enumerate(sizes)))
+    (tmp_path / "config.yaml").write_text(config)
+    found = read_solve_rates(tmp_path)
+    assert found.is_biased == (said is not None)
+    assert [sentence for sentence in found.notices() if f"{said} gave more responses" in sentence] == found.notices()
+    assert (found.unbiased_counts[0] is None) == (said is not None)
+
+
+def test_some_failed_sessions_leave_unbiased_figures(tmp_path):
+    visits(tmp_path, 1, (0, [0, 1]), *((index, [0, 1, 1]) for index in range(1, 20)))
+    assert not read_solve_rates(tmp_path).is_biased
+
+
 def test_a_source_with_verdicts_of_1_and_minus_1_has_no_solve_rates(tmp_path):
     visits(tmp_path, 1, (1, [1, 1]), source="code")
     visits(tmp_path, 2, (2, [1, -1]), (1, [1, 1]), source="code")

@@ -225,15 +225,15 @@ class Hadw(Extension):
     def _counts(self, groups: Sequence[Group]) -> list[tuple[str, float, int]]:
         """(source, correct, total) of every group with responses.
 
-        A budget requests more rollouts for prompts on which answers disagree. To give every prompt the same weight,
-        each group then counts as the mean number of requested rollouts.
+        A budget requests more rollouts for prompts on which answers disagree, and sizes in the data can do the same. To
+        give every prompt the same weight, each group then counts as the mean number of rollouts.
         """
         groups = [group for group in groups if len(group.rewards)]
         if self.settings.preset == "off" or not groups:
             return []
-        requested = [group.rollouts_requested for group in groups if group.rollouts_requested is not None]
-        if requested:
-            size = round(math.fsum(requested) / len(requested))
+        sizes = [group.rollouts_requested or len(group.rewards) for group in groups]
+        if len(set(sizes)) > 1:
+            size = round(math.fsum(sizes) / len(sizes))
             return [(group.data_source, size * self._accuracy(group), size) for group in groups]
         return [(group.data_source, self._accuracy_sum(group), len(group.rewards)) for group in groups]
 

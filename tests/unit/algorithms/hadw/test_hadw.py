@@ -459,12 +459,17 @@ def test_the_bias_is_that_of_the_responses_with_an_accuracy():
     assert entry.bias == pytest.approx(expected_baseline(0.25, 4) - 0.25)
 
 
-def test_under_a_budget_every_prompt_counts_as_much():
+@pytest.mark.parametrize("by_budget", [True, False])
+def test_with_groups_of_different_sizes_every_prompt_counts_as_much(by_budget):
+    """The sizes are those of a budget, or those that the data sets."""
     equal, budgeted = Hadw({"preset": "hard"}), Hadw({"preset": "hard"})
     equal.end_step([group(2), group(6), group(8)])
     sizes = {2: 4, 6: 16, 8: 4}  # of the same accuracies 1/4, 3/4 and 1
     metrics = budgeted.end_step(
-        [replace(group(right * size // 8, size=size), rollouts_requested=size) for right, size in sizes.items()]
+        [
+            replace(group(right * size // 8, size=size), rollouts_requested=size if by_budget else None)
+            for right, size in sizes.items()
+        ]
     )
     assert budgeted.bank.overall.value == equal.bank.overall.value == pytest.approx(2 / 3)
     assert metrics["hadw/accuracy"] == pytest.approx(2 / 3)
