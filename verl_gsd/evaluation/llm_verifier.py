@@ -18,6 +18,7 @@ import numpy as np
 from verl_gsd.evaluation.answers import Answers, Verdicts, part_ranges
 from verl_gsd.evaluation.benches import Bench
 from verl_gsd.evaluation.intervals import mean_by_question
+from verl_gsd.evaluation.results import labels_of_questions
 from verl_gsd.judge.problem import problem_text
 from verl_gsd.judge.prompt import VERDICT_VERSION
 from verl_gsd.judge.scorer import Question, Reason
@@ -48,7 +49,7 @@ def verify_with_llm(
         - ``second_agreement``: share of the samples with a verdict on which the model agrees with the verifier.
         - ``second_accuracy``, ``second_accuracy_low`` and ``_high``: mean over questions, with its 95% interval over
           questions, of the share of samples that are right according to the model. Samples without a verdict are left
-          out.
+          out. The interval counts a repeated question once.
 
         If no sample has a verdict, ``second_agreement`` and ``second_accuracy*`` are missing.
 
@@ -85,7 +86,8 @@ def verify_with_llm(
     if has_verdict.any():
         right = np.array([bool(verdict) for verdict in all_verdicts]).reshape(has_verdict.shape)
         judged = has_verdict.any(axis=1)
-        accuracy = mean_by_question(right.sum(axis=1)[judged] / has_verdict.sum(axis=1)[judged])
+        shares = right.sum(axis=1)[judged] / has_verdict.sum(axis=1)[judged]
+        accuracy = mean_by_question(shares, questions=labels_of_questions(bench.questions)[judged])
         figures["second_accuracy"] = accuracy.value
         figures |= {"second_accuracy_low": accuracy.low, "second_accuracy_high": accuracy.high}
         figures["second_agreement"] = float((right == verdicts.correct)[has_verdict].mean())

@@ -95,13 +95,6 @@ def build_result(
     """The result of all samples of the benchmark's ``questions``, with further figures ``more``."""
     indices = np.array([question.index for question in questions], dtype=np.int64)
     levels = [question.level for question in questions]
-    labels = question_labels(
-        {
-            "raw_prompt": [question.chat for question in questions],
-            "reward_model": [{"ground_truth": question.truth} for question in questions],
-        }
-    )
-    repeats = np.unique(labels, return_inverse=True)[1].tolist() if len(set(labels)) < len(labels) else ()
     figures = {
         "unverified": float(verdicts.unverified.mean()),
         "cut_off": float(answers.cut_off.mean()),
@@ -109,7 +102,20 @@ def build_result(
         **more,
     }
     correct = verdicts.correct.sum(axis=1)
+    labels = labels_of_questions(questions)
+    repeats = labels.tolist() if len(np.unique(labels)) < len(labels) else ()
     return BenchResult(settings, indices, answers.tokens.shape[1], correct, figures, levels, repeats)
+
+
+def labels_of_questions(questions: Sequence[BenchQuestion]) -> np.ndarray:
+    """(Q,) int64 labels from 0 on, equal for rows that ask the same question. Intervals count such rows once."""
+    labels = question_labels(
+        {
+            "raw_prompt": [question.chat for question in questions],
+            "reward_model": [{"ground_truth": question.truth} for question in questions],
+        }
+    )
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def write_result(folder: Path, result: BenchResult) -> None:

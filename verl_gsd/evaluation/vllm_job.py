@@ -2,8 +2,8 @@
 
 JOB is a JSON file with a ``GenerationJob``, DIGEST its SHA-256, and PID the process that waits. Engines are
 independent: each has its own GPUs, a copy of the model, and its share of the parts. Parts that exist are not generated
-again. A sample's seed depends only on the job's seed, the question and the sample's number, so that it is the same
-after a restart and with another number of engines.
+again. A sample's seed depends only on the job's seed, the question, the sample's number, and how often a benchmark
+asked the same question before. It is therefore the same after a restart and with another number of engines.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -265,6 +266,7 @@ def generate_parts(engine: Any, job: GenerationJob) -> None:
         engine: vLLM's ``LLMEngine``. It takes requests in order and returns them as they finish.
     """
     requests = _requests(job)
+    repeats = [_repeats(task.prompts) for task in job.tasks]
     rows: dict[tuple[int, int], dict[tuple[int, int], dict[str, Any]]] = {part: {} for part in job.parts}
     running: dict[str, tuple[tuple[int, int], int, int]] = {}
     while True:
@@ -273,7 +275,8 @@ def generate_parts(engine: Any, job: GenerationJob) -> None:
             request = "/".join(map(str, (position, question, sample)))
             running[request] = place
             prompt = job.tasks[position].prompts[question]
-            engine.add_request(request, {"prompt_token_ids": prompt}, _sampling(job, prompt, sample))
+            sampling = _sampling(job, prompt, sample, repeats[position][question])
+            engine.add_request(request, {"prompt_token_ids": prompt}, sampling)
         if not running:
             return
         for output in engine.step():
@@ -296,7 +299,17 @@ def _requests(job: GenerationJob) -> Iterator[tuple[tuple[int, int], int, int]]:
                 yield (position, number), question, sample
 
 
-def _sampling(job: GenerationJob, prompt: list[int], sample: int) -> Any:
+def _repeats(prompts: list[list[int]]) -> list[int]:
+    """For each prompt, how many of the prompts before it are equal to it."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    repeats = []
+    for prompt in map(tuple, prompts):
+        repeats.append(counts[prompt])
+        counts[prompt] += 1
+    return repeats
+
+
+def _sampling(job: GenerationJob, prompt: list[int], sample: int, repeat: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -304,7 +317,7 @@ def _sampling(job: GenerationJob, prompt: list[int], sample: int) -> Any:
         temperature=job.temperature,
         top_p=job.top_p,
         max_tokens=job.max_tokens,
-        seed=_seed(job.seed, prompt, sample) if job.temperature else None,
+        seed=_seed(job.seed, prompt, sample, repeat) if job.temperature else None,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
@@ -319,8 +332,13 @@ def _row(question: int, sample: int, completion: Any) -> dict[str, Any]:
     }
 
 
-def _seed(seed: int, prompt: list[int], sample: int) -> int:
-    digest = hashlib.blake2b(json.dumps([seed, prompt, sample]).encode(), digest_size=4).digest()
+def _seed(seed: int, prompt: list[int], sample: int, repeat: int) -> int:
+    """The seed of a sample. Without ``repeat``, rows with equal prompts would have equal samples.
+
+    The first of such rows has the seeds of earlier versions, so that their results can be reproduced.
+    """
+    content = [seed, prompt, sample, repeat] if repeat else [seed, prompt, sample]
+    digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 

@@ -40,8 +40,10 @@ def step_table(run: RunData) -> Columns:
 
     - ``groups``, ``rollouts``, ``tokens``: numbers of them. Demonstrations and responses of earlier visits were not
       generated in the step and are not rollouts.
-    - ``accuracy``: mean over all rollouts that have one. ``tokens_per_response``: mean over all rollouts.
-    - ``reward``, ``reward_spread``: mean and standard deviation of the rewards of all responses.
+    - ``accuracy``: mean over groups of the mean accuracy of their rollouts. Each group counts once: a budget gives more
+      rollouts to prompts that disagree, which would move a mean over rollouts while the policy stays the same.
+    - ``tokens_per_response``: mean over all rollouts.
+    - ``reward``, ``reward_spread``: mean and standard deviation of the responses' rewards. Each group counts once.
     - ``unrated``: share of the rollouts that have no accuracy, because their data source has none.
       ``without_acc``: share of the rollouts for which the verifier returned no ``acc``. They count as wrong if their
       data source has accuracies.
@@ -222,8 +224,8 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     mean, std = float_column(records, "mean"), float_column(records, "std")
     rollouts = generated(records)
     has_responses = size > 0
-    reward = sums.mean(mean, has_responses, size)
-    variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses, size)
+    reward = sums.mean(mean, has_responses)
+    variance = sums.mean(std**2 + (mean - sums.per_row(reward)) ** 2, has_responses)
     kinds: Columns = {
         kind: is_one_of(records, "kind", kind).astype(float) for kind in ("mixed", "all_right", "all_wrong", "equal")
     }
@@ -245,7 +247,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "reward_spread": np.sqrt(variance),
         "unrated": sums.ratio(rollouts - rated, rollouts),
         "without_acc": sums.ratio(float_column(records, "without_acc"), rollouts),
-        "accuracy": sums.ratio(float_column(records, "correct"), rated),
+        "accuracy": sums.mean(group_accuracies(records), rated > 0),
         "demonstrated": sums.mean((demonstrations > 0).astype(float), has_responses),
     }
 
@@ -262,11 +264,12 @@ def _source_figures(records: pa.Table, sums: _StepSums) -> Columns:
         kind: is_one_of(records, "kind", kind) for kind in ("all_wrong", "all_right", "equal")
     }
     with np.errstate(divide="ignore", invalid="ignore"):
-        reward = total(size * mean) / total(size)
-        variance = total(size * (std**2 + (mean - sums.per_row(reward)) ** 2)) / total(size)
+        reward = total(np.where(has_responses, mean, 0.0)) / total(has_responses)
+        deviation = std**2 + (mean - sums.per_row(reward)) ** 2
+        variance = total(np.where(has_responses, deviation, 0.0)) / total(has_responses)
         return sums.source_columns(
             {
-                "accuracy": total(float_column(records, "correct")) / total(rated),
+                "accuracy": total(np.where(rated > 0, group_accuracies(records), 0.0)) / total(rated > 0),
                 "reward": reward,
                 "reward_spread": np.sqrt(variance),
                 "unrated": total(rollouts - rated) / total(rollouts),

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,20 @@ def test_llm_verdicts_are_counted_and_reused(mini, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"verdicts": [True]}))
     with pytest.raises(ValueError, match=r"part_00001\.json: .*12"):
         verify_with_llm(mini, tmp_path, answers, verdicts, "silent", silent, progress.append)
+
+
+def test_the_interval_of_llm_verdicts_counts_repeated_questions_once(mini, tmp_path):
+    repeated = replace(mini, questions=[mini.questions[number % 10] for number in range(40)])
+    answers = answers_of(repeated, [question.truth for question in repeated.questions])
+    ask = lambda questions, on_done: ([int(of.reference) % 2 == 0 for of in questions], Counter())  # noqa: E731
+    figures = verify_with_llm(
+        repeated, tmp_path, answers, verify(repeated, answers, lambda _: None), "v", ask, lambda _: None
+    )
+    shares = np.array([int(question.truth) % 2 == 0 for question in repeated.questions], float)
+    expected = mean_by_question(shares, questions=[number % 10 for number in range(40)])
+    found = tuple(figures[f"second_accuracy{end}"] for end in ("", "_low", "_high"))
+    assert found == pytest.approx((expected.value, expected.low, expected.high))
+    assert expected.low < mean_by_question(shares).low - 0.05, "the interval of 40 questions is narrower"
 
 
 def test_a_missing_llm_verifier_is_rejected_before_anything_is_generated(tmp_path, mini, model, monkeypatch):

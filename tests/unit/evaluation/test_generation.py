@@ -104,7 +104,7 @@ class EngineStub:
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """130 questions with one sample each, in parts of 64, 64 and 2."""
-    monkeypatch.setattr(vllm_job, "_sampling", lambda job, prompt, sample: (job.seed, prompt, sample))
+    monkeypatch.setattr(vllm_job, "_sampling", lambda job, *request: (job.seed, *request))
     task = GenerationTask(str(tmp_path / "mini"), [[number, 7] for number in range(130)], 1)
     return GenerationJob("m", "float32", 1.0, 1.0, 8, 0, 1, True, None, [task], missing_parts([task]))
 
@@ -140,6 +140,19 @@ def test_an_engine_generates_its_own_parts_only(job):
     engine = EngineStub([1] * 130, 200)
     generate_parts(engine, replace(job, parts=[(0, 2)]))
     assert engine.added == [[128, 7], [129, 7]] and job.tasks[0].missing_parts() == [0, 1]
+
+
+def test_rows_with_equal_prompts_have_seeds_of_their_own(job, tmp_path):
+    """A part alone has the same seeds as the whole, and the first of equal rows has those of earlier versions."""
+    task = GenerationTask(str(tmp_path / "repeated"), [[number % 50, 7] for number in range(130)], 2)
+    whole, last = EngineStub([1] * 260, 300), EngineStub([1] * 260, 300)
+    generate_parts(whole, replace(job, tasks=[task], parts=missing_parts([task])))
+    generate_parts(last, replace(job, tasks=[task], parts=[(0, task.part_count() - 1)]))
+    seeds = {request: vllm_job._seed(*sampling) for request, sampling in whole.sampling.items()}
+    assert len(set(seeds.values())) == len(seeds) == 260
+    assert last.sampling.items() <= whole.sampling.items() and len(last.sampling) < 260
+    digest = hashlib.blake2b(b"[0, [3, 7], 1]", digest_size=4).digest()
+    assert seeds["0/3/1"] == int.from_bytes(digest, "big")
 
 
 ENGINE = """

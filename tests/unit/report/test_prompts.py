@@ -324,7 +324,7 @@ def test_the_headline_is_of_what_a_run_has(tmp_path):
         ("held-out accuracy", "40% to 40%"),
         ("mean reward", "0.25 to 0.5"),
         ("mean reward", "-"),
-        ("accuracy of rollouts", "75%"),
+        ("accuracy of rollouts, mean over prompts", "75%"),
     ]
     assert rows[0].figures[0].note == "mean of 2 data sources, steps 1 and 3"
     assert rows[0].figures[-1].value == "1.0 minutes"

@@ -90,6 +90,27 @@ def test_a_page_says_which_share_of_the_rollouts_counts_as_wrong_without_acc(tmp
     assert "There is no accuracy" not in page
 
 
+def test_a_prompt_with_more_rollouts_counts_once_in_the_accuracy_and_in_the_reward(tmp_path):
+    """A budget gives more rollouts to prompts that disagree. This must not look like a change of the policy."""
+    of_code = replace(group([-1, -1, 1, 1, 1, 1], source="code"), accuracies=np.array([0, 0, 1, 1, 1, 1.0]))
+    for step, sizes in enumerate([(4, 4), (2, 12), (2, 12)], start=1):
+        right, mixed = [1] * sizes[0], [1, 0] * (sizes[1] // 2)
+        records(tmp_path, step, (right, "trained"), (mixed, "trained"), (of_code, "trained"))
+    table = step_table(read_run(tmp_path, "run"))
+    assert table["accuracy"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
+    assert table["reward"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    squares = (1 + 1 / 2 + 1) / 3
+    assert table["reward_spread"] == pytest.approx(np.sqrt(squares - table["reward"] ** 2))
+    assert table[source_column("accuracy", "math")] == pytest.approx(3 / 4)
+    assert table[source_column("reward", "math")] == pytest.approx(3 / 4)
+    assert table[source_column("reward_spread", "math")] == pytest.approx(np.sqrt(3 / 16))
+    sections = {section.name: section for section in build_sections(read_runs([tmp_path]))}
+    figure = sections["headline"].figures[0].figures[0]
+    assert (figure.name, figure.value) == ("accuracy of rollouts, mean over prompts", "72% to 72%")
+    assert any("counts once" in text for text in sections["accuracy"].text)
+    assert any("mean over prompts" in text for text in sections["runs"].text)
+
+
 def test_a_resume_without_a_step_replaces_nothing(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
     metrics(tmp_path, [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})], attempt=2)
@@ -236,7 +257,8 @@ def slow_step_table(table):
             "equal": mean([row["kind"] == "equal" for row in whole]),
             "alone": mean([row["size"] == 1 for row in whole]),
             "sigma": mean([row["std"] for row in whole]),
-            "accuracy": ratio(sum(row["correct"] for row in rows), sum(row["total"] for row in rows)),
+            "accuracy": mean([row["correct"] / row["total"] for row in rows if row["total"]]),
+            "reward": mean([row["mean"] for row in whole]),
             "failed": mean([row["fate"] == "failed" for row in rows]),
             **{f"pass_at_{k}": pass_at_k_by_subsets(rows, k) for k in (1, 2, 4)},
             "anchor": mean(anchors),
@@ -273,7 +295,7 @@ def slow_step_table(table):
 #: Figures of ``slow_step_table`` that are columns of each data source, with their value at steps without its groups.
 COUNTED = ("groups_answered", "groups_silent", "groups_all_wrong", "groups_all_right")
 PREDICTED = tuple(f"likely_{name}" for name in ("groups", "silent", "predicted", "wrong", "wrong_predicted"))
-OF_SOURCES = dict.fromkeys(("accuracy", "tokens_per_response", "unverified"), math.nan)
+OF_SOURCES = dict.fromkeys(("accuracy", "reward", "tokens_per_response", "unverified"), math.nan)
 OF_SOURCES |= dict.fromkeys((*COUNTED, *PREDICTED), 0)
 
 

@@ -345,6 +345,16 @@ def test_a_problem_is_one_finding_with_an_override_that_helps(finder, steps, con
         assert not any("rollout.n=" in line for line in finding.overrides), "it has no effect"
 
 
+@pytest.mark.parametrize(("closed", "said", "unsaid"), [(True, "drops", "keeps"), (False, "keeps", "drops")])
+def test_findings_about_the_judge_say_what_happens_to_pairs_without_a_score(closed, said, unsaid):
+    config = {"algorithm.gsd.dagrpo.fail_closed": closed, "algorithm.gsd.dagrpo.judge.budget_s": 60}
+    (failed,) = dagrpo.failed_judgements(table(**FAILING), config)
+    assert f"The mask {said} pairs without a score." in failed.text and unsaid not in failed.text
+    (slow,) = dagrpo.slow_judge(table(judge__share_of_step=0.8), config)
+    (budget,) = [line for line in slow.overrides if "budget_s" in line]
+    assert "budget_s=30" in budget and f"the mask {said} pairs without a score" in budget and unsaid not in budget
+
+
 def parsed(word):
     return OverridesParser.create().parse_override(word)
 

@@ -20,6 +20,7 @@ from verl_gsd.report.reading import Columns
 _DELTA = "algorithm.gsd.dagrpo.delta"
 _MASK = "algorithm.gsd.dagrpo.mask"
 _JUDGE = "algorithm.gsd.dagrpo.judge"
+_FAIL_CLOSED = "algorithm.gsd.dagrpo.fail_closed"
 _CALIBRATE = "verl-gsd judge calibrate FILE  # measures how well the judge agrees with the verifier"
 #: Thresholds. A finding reports shares above these: failed judgements; the part of a step spent waiting for the judge;
 #: pairs that the judge scores alike; pairs on which it contradicts the verifier.
@@ -66,7 +67,7 @@ def failed_judgements(table: Columns, config: Mapping[str, Any]) -> Iterator[Fin
     yield Finding(
         f"{percent(share)} of the judgements failed",
         (f"The most frequent reason is: {reason.replace('_', ' ')}. " if has_reason else "")
-        + "The mask keeps pairs without a score.",
+        + f"The mask {'drops' if _drops_failed(config) else 'keeps'} pairs without a score.",
         tuple(
             line
             for key, change, why in _REMEDIES[reason if has_reason else "connection"]
@@ -79,12 +80,14 @@ def slow_judge(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Steps spend much of their time waiting for the judge."""
     share = recent_mean(table, "judge/share_of_step")
     if share > MAX_WAITING:
+        verb, cost = ("drops", ", and the policy learns from fewer pairs") if _drops_failed(config) else ("keeps", "")
+        why = f"seconds per group; the mask {verb} pairs without a score{cost}"
         yield Finding(
             f"{percent(share)} of the time of a step is spent waiting for the judge",
             "Groups are judged while others are generated. After generation, the step waits for the remaining scores.",
             (
                 *scaled(config, f"{_JUDGE}.concurrency", 2, "calls at once, if the server can handle them"),
-                *scaled(config, f"{_JUDGE}.budget_s", 0.5, "seconds per group; pairs without scores are kept"),
+                *scaled(config, f"{_JUDGE}.budget_s", 0.5, why),
             ),
         )
 
@@ -162,6 +165,11 @@ def few_pairs_kept(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
                 _CALIBRATE,
             ),
         )
+
+
+def _drops_failed(config: Mapping[str, Any]) -> bool:
+    """Whether the mask drops the pairs of a failed judgement instead of keeping them."""
+    return config.get(_FAIL_CLOSED) is True
 
 
 def _changed(config: Mapping[str, Any], key: str, change: float | str, why: str) -> tuple[str, ...]:

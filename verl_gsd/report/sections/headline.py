@@ -16,6 +16,8 @@ from verl_gsd.report.steps import column
 
 #: verl's metric of the seconds that a training step took.
 _SECONDS = "timing_s/step"
+#: verl's metric of the mean score of a batch.
+_SCORE = "critic/score/mean"
 _UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 
 
@@ -40,9 +42,9 @@ def _accuracy(table: Columns) -> KeyFigure:
             return KeyFigure("held-out accuracy", *_from_to(table["step"], values, note, percent))
     accuracy = column(table, "accuracy")
     if (~np.isnan(accuracy)).any():
-        return KeyFigure("accuracy of rollouts", *_means_from_to(table["step"], accuracy, percent))
-    reward = column(table, "reward" if "reward" in table else "critic/score/mean")
-    return KeyFigure("mean reward", *_means_from_to(table["step"], reward, lambda value: f"{value:.3g}"))
+        return KeyFigure("accuracy of rollouts, mean over prompts", *_means_from_to(table["step"], accuracy, percent))
+    name, figure = ("reward, mean over prompts", "reward") if "reward" in table else ("mean reward", _SCORE)
+    return KeyFigure(name, *_means_from_to(table["step"], column(table, figure), lambda value: f"{value:.3g}"))
 
 
 def _means_from_to(steps: np.ndarray, values: np.ndarray, written: Callable[[float], str]) -> tuple[str, str]:

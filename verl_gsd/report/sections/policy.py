@@ -32,8 +32,8 @@ def accuracy(views: Views) -> Section | None:
     if has_nonzero(views, EXACT):
         panels.append(("exact", "Held out, exact", line_chart(tables, {"exact": EXACT}, "accuracy", SHARE)))
     text = [
-        "Held-out accuracy is from verl's validation. The accuracy of rollouts is over all rollouts of a step, also "
-        "those that were not trained on."
+        "Held-out accuracy is from verl's validation. The accuracy of rollouts is over all prompts of a step, also "
+        "those that were not trained on. Each prompt counts once, whatever its number of rollouts."
     ]
     reasons = {"acc": "the verifier returned an acc outside [0, 1]", "reward": "the verifier returned no acc"}
     for figure, reason in reasons.items():
@@ -46,6 +46,7 @@ def accuracy(views: Views) -> Section | None:
     if has_nonzero(views, "accuracy"):
         training = ("rollouts", "Rollouts", line_chart(tables, {"accuracy": "accuracy"}, "accuracy", SHARE))
     elif has_nonzero(views, "reward"):
+        text.append("The mean reward counts each prompt once, too.")
         training = ("rewards", "Rollouts", line_chart(tables, {"reward": "reward"}, "mean reward"))
     else:
         training = ("score", "Mean score of the batch", line_chart(tables, {"score": "critic/score/mean"}, "score"))

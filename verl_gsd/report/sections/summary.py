@@ -121,8 +121,9 @@ def runs_section(views: Views) -> Section:
     table = Table(header, [_row(name, view) for name, view in views.items()])
     is_smoothed = any((view.table["step"] > 0).sum() > MAX_DOTS for view in views.values())
     text = [
-        "The accuracy of rollouts is the mean over the first fifth of the steps, and that over the last fifth, because "
-        "single steps are noisy. Held-out figures are those of the first and of the last validation."
+        "The accuracy of rollouts is a mean over prompts. Each prompt counts once, whatever its number of rollouts. "
+        "The table shows the mean of the first fifth of the steps and that of the last fifth, because single steps are "
+        "noisy. Held-out figures are those of the first and of the last validation."
     ]
     if is_smoothed:
         text.append("In charts over steps, pale lines have the values and strong lines are smoothed.")
