@@ -21,7 +21,7 @@ from verl_gsd.algorithms.hadw.anchors import Anchor, AnchorBank, FixedAnchor, Ha
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.chain import Rows
-from verl_gsd.extension import Extension, Services
+from verl_gsd.extension import Extension, Services, Visits
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import Fate
 
@@ -58,6 +58,13 @@ class Hadw(Extension):
         self._responses: Counter[str] = Counter()  # by data source, while one range is for all of them
         self._sources_outside: set[str] = set()
         self._has_warned_of_range = False
+        self._sizes_in_data = False
+
+    def before_rollout(self, visits: Visits) -> None:
+        self._sizes_in_data |= visits.has_own_rollouts
+
+    def restore_in_flight(self, visits: Visits) -> None:
+        self._sizes_in_data |= visits.has_own_rollouts
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         """Check the accuracies of the first groups at once, and not only when a batch is full.
@@ -231,8 +238,9 @@ class Hadw(Extension):
         groups = [group for group in groups if len(group.rewards)]
         if self.settings.preset == "off" or not groups:
             return []
-        sizes = [group.rollouts_requested or len(group.rewards) for group in groups]
-        if len(set(sizes)) > 1:
+        requested = [group.rollouts_requested for group in groups if group.rollouts_requested is not None]
+        sizes = [len(group.rewards) for group in groups] if self._sizes_in_data else requested
+        if sizes:
             size = round(math.fsum(sizes) / len(sizes))
             return [(group.data_source, size * self._accuracy(group), size) for group in groups]
         return [(group.data_source, self._accuracy_sum(group), len(group.rewards)) for group in groups]

@@ -25,7 +25,7 @@ How this differs from the paper:
   and without a cap eta_t amplifies its own noise. floor = 0, cap = 1, seeds = 2 is the paper's rule.
 - C is the value before the current batch, as the paper defines it. The authors' code includes the current batch.
 - In a mixture of data sets, each data set has its own anchor (``AnchorBank``).
-- If prompts have different numbers of responses, y is the mean over prompts.
+- If a budget or the data gives prompts different numbers of responses, y is the mean over prompts.
 - We do not claim unbiasedness. Conditioning on mixed groups rescales a prompt's gradient but does not change its
   direction. For G >= 4, the paper's lambda_scale of 1.3 never lies in the joint interval for right and wrong responses.
 

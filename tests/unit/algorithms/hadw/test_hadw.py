@@ -24,6 +24,7 @@ from verl_gsd.algorithms.hadw.extension import Hadw
 from verl_gsd.algorithms.hadw.factor import hadw_factor
 from verl_gsd.algorithms.hadw.settings import HadwSettings
 from verl_gsd.dial import dial_advantage
+from verl_gsd.extension import ROLLOUTS, Visits
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import LeftGroup, step_records
 
@@ -465,6 +466,8 @@ def test_with_groups_of_different_sizes_every_prompt_counts_as_much(by_budget):
     equal, budgeted = Hadw({"preset": "hard"}), Hadw({"preset": "hard"})
     equal.end_step([group(2), group(6), group(8)])
     sizes = {2: 4, 6: 16, 8: 4}  # of the same accuracies 1/4, 3/4 and 1
+    if not by_budget:
+        budgeted.before_rollout(Visits(["u0"], [("maths", 0)], {ROLLOUTS: [4]}, 8))
     metrics = budgeted.end_step(
         [
             replace(group(right * size // 8, size=size), rollouts_requested=size if by_budget else None)
