@@ -27,7 +27,7 @@ for extra in ${extras//,/ }; do
 done
 
 # The two builds of vLLM write into one folder, so that neither can be installed over the other.
-read -r before kind _ <"$venv/.stamp" 2>/dev/null || true
+read -r before kind _ 2>/dev/null <"$venv/.stamp" || true
 before=${before:-} kind=${kind:-}
 if [ -n "$before" ] && [ "$(engine_of "$before")" != none ] && [ "$(engine_of "$before")" != "$engine" ]; then
   echo "setup: $venv was made with EXTRAS=$before, and now EXTRAS=$extras." >&2

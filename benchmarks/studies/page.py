@@ -65,10 +65,10 @@ def summary(methods: Mapping[str, Any], stability: Mapping[str, Any]) -> str:
     tasks = list(dict.fromkeys(row["task"] for row in methods["rows"]))
     rows = {(row["task"], row["arm"]): row for row in methods["rows"]}
     stable = _stable_up_to(stability)
-    lines = [
-        f"| method | {' | '.join(f'`{task}`' for task in tasks)} | stable up to | tokens per step |",
-        f"|{'---|' * (len(tasks) + 3)}",
-    ]
+    titles = ["method", *(f"`{task}`" for task in tasks), "tokens per step, GRPO = 1"]
+    if stable:
+        titles.append("stable up to this multiple of its rate")
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for arm in dict.fromkeys(row["arm"] for row in methods["rows"]):
         own = [rows.get((task, arm)) for task in tasks]
         costs = [
@@ -78,7 +78,8 @@ def summary(methods: Mapping[str, Any], stability: Mapping[str, Any]) -> str:
         ]
         cost = f"{min(costs):.1f}" if max(costs) - min(costs) < 0.05 else f"{min(costs):.1f} to {max(costs):.1f}"
         gains = [_gain_cell(row) for row in own]
-        lines.append(f"| `{arm}` | {' | '.join(gains)} | {stable.get(arm, '')} | {cost} |")
+        cells = [f"`{arm}`", *gains, cost, *([stable.get(arm, "")] if stable else [])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -240,8 +240,8 @@ def test_the_summary_has_gains_costs_and_the_rate_up_to_which_no_run_diverged():
         "missing": [f"{TASK}/new_x4: 8 of 8 seeds"],
     }
     assert summary(methods, stability).splitlines()[2:] == [
-        "| `grpo` | 0.500 | 2 x | 1.0 |",
-        "| `new` | **+0.020 [+0.010, +0.030]** |  | 2.0 |",
+        "| `grpo` | 0.500 | 1.0 | 2 x |",
+        "| `new` | **+0.020 [+0.010, +0.030]** | 2.0 |  |",
     ]
 
 
