@@ -46,7 +46,11 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Run directories. Several runs share each chart.")
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page to write. Default: report.html in the first RUN.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="The page to write. Default: RUN/report.html, or comparison.html in the first of several RUNs.",
+        ),
     ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write every chart as a PNG to this folder.")
@@ -79,7 +83,7 @@ def report(
         fail("--port: has no effect without --watch. Add --watch or remove --port")
     if watch and (output or png):
         fail("--watch serves the page and writes no files. Remove --watch, or remove --output and --png")
-    page = output or runs[0] / "report.html"
+    page = output or runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
     if page.suffix != ".html" or page.is_dir():
         fail(f"--output {page}: not an .html file. Use a file name that ends in .html")
     try:

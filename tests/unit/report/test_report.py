@@ -556,6 +556,18 @@ def test_each_run_has_one_colour_in_all_charts_and_text_from_data_is_escaped(tmp
     assert len(seen) == 1 and seen.pop()[0] == ("a <b> & c", "other", "stock")
 
 
+def test_a_page_of_several_runs_does_not_replace_the_report_of_the_first(tmp_path):
+    runs = [tmp_path / name for name in ("first", "second")]
+    for run in runs:
+        metrics(run, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
+    assert run_report(runs[0]).exit_code == 0
+    alone = (runs[0] / "report.html").read_bytes()
+    result = run_report(*runs)
+    assert result.exit_code == 0 and str(runs[0] / "comparison.html") in result.output
+    assert (runs[0] / "report.html").read_bytes() == alone
+    assert "Report: first, second" in (runs[0] / "comparison.html").read_text()
+
+
 def test_charts_of_long_runs_have_few_points(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
     for step in range(1, 151):
