@@ -187,7 +187,8 @@ def waste(views: Views) -> Section | None:
     panels.append(("wasted", "Rollouts that taught nothing", line_chart(wasted, {"wasted": "wasted"}, "share", SHARE)))
     text = [
         "A rollout taught something if its group was trained on and was not silent. The other rollouts are shown by "
-        "what happened to their group."
+        "what happened to their group. Filtered: dynamic sampling evicted the group. Surplus: the batch was full. "
+        "Stale: the group was too old. Failed: its sessions or rewards failed."
     ]
     return section_of_panels("waste", "Waste", text, panels)
 
