@@ -644,25 +644,49 @@ def test_answers_of_a_prompt_are_compared_over_its_visits(tmp_path):
     assert any("equal numbers of responses" in text for text in section.text)
 
 
+def validation(figure="acc"):
+    return {"validation": 1, f"val-core/math/{figure}/mean@1": 0.5, "val/prompts/math": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("figure", "count", "said"),
+    [
+        ("acc", 1, "1 validation: whether the held-out accuracy falls (needs 4)."),
+        ("acc", 3, "3 validations: whether the held-out accuracy falls (needs 4)."),
+        ("acc", 4, None),
+        ("reward", 11, "11 validations: whether the held-out reward falls (needs 12)."),
+        ("reward", 12, None),
+    ],
+)
+def test_a_page_says_whether_a_run_has_too_few_validations(tmp_path, figure, count, said):
+    for step in range(1, 61):
+        records(tmp_path, step, (MIXED, "trained"))
+    metrics(tmp_path, [(5 * number, validation(figure)) for number in range(count)])
+    _, section, *_ = build_sections(read_runs([tmp_path]))
+    sentences = [text for text in section.text if "Not checked" in text]
+    assert sentences == ([f"Not checked, because this run has {said}"] if said else [])
+
+
 def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
     """Lengths and entropy collapse within 8 steps: too few to tell, and the page says so."""
     for step in range(1, 9):
         records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
     metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
     _, section, *_ = build_sections(read_runs([tmp_path / "short"]))
-    (sentence,) = [text for text in section.text if "Not checked" in text]
+    sentence, of_validations = [text for text in section.text if "Not checked" in text]
+    assert of_validations == "Not checked, because this run has no validations: whether held-out accuracy falls."
     assert "this run has 8 steps" in sentence
     for check in ("the entropy or the length of responses collapses (needs 12", "shift at once (needs 16"):
         assert check in sentence
     for step in range(1, 61):
         records(tmp_path / "long", step, (MIXED, "trained"))
-    metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
+    metrics(tmp_path / "long", [(step, validation()) for step in (15, 30, 45, 60)])
     _, section, *_ = build_sections(read_runs([tmp_path / "long"]))
-    assert not any("Not checked" in text or "fourth validation" in text for text in section.text)
+    assert not any("Not checked" in text for text in section.text)
     for step in range(9, 31):
         records(tmp_path / "short", step, (MIXED, "trained"))
     _, section, *_ = build_sections(read_runs([tmp_path / "short", tmp_path / "long"]))
-    (sentence,) = [text for text in section.text if "Not checked" in text]
+    sentence, _ = [text for text in section.text if "Not checked" in text]
     assert "short has 30 steps: whether the loss oscillates (needs 60 steps)." in sentence
 
 
