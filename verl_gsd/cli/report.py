@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from verl_gsd.cli.run_folders import pattern_of, runs_in
 from verl_gsd.console import fail, out
 
 PORT = 8787
@@ -20,18 +21,12 @@ def _check_not_of_runs(folder: Path) -> None:
     Raises:
         ValueError: the folder is not a run, and has runs in it. The message names some of them.
     """
-
-    def is_run(path: Path) -> bool:
-        return any((path / name).exists() for name in ("overrides.yaml", "records", "metrics"))
-
-    if not folder.is_dir() or is_run(folder):
-        return
-    inner = sorted(path for path in folder.iterdir() if is_run(path))
-    if inner:
+    if inner := runs_in(folder):
         first = " ".join(shlex.quote(str(path)) for path in inner[:2])
         raise ValueError(
             f"{folder}: this folder is not a run, but has {len(inner)} of them. Use the folders of runs, for example "
-            f"`verl-gsd report {first}`. To compare labels over all of their seeds, use verl-gsd compare"
+            f"`verl-gsd report {first}`. To compare labels over all of their seeds, use "
+            f"`verl-gsd compare {pattern_of(folder, inner)}`"
         )
 
 

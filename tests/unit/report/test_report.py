@@ -697,6 +697,7 @@ def test_a_folder_of_runs_is_rejected_with_the_runs_in_it(tmp_path):
     assert result.exit_code == 2
     folders = " ".join(f"{tmp_path}/grpo/seed_{seed}" for seed in (1, 2))
     assert f"has 3 of them. Use the folders of runs, for example `verl-gsd report {folders}`" in result.output
+    assert f"use `verl-gsd compare {tmp_path}/grpo/seed_*`" in result.output
     assert run_report(tmp_path / "grpo" / "seed_1").exit_code == 0
 
 
