@@ -149,7 +149,10 @@ def _modes(config: DictConfig) -> list[str]:
 
 
 def _print(title: str, entries: list[ListedChoice]) -> None:
-    table = Table("set", "what it does", "needs", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("flag", no_wrap=True, overflow="fold")  # a word that is cut off selects nothing
+    table.add_column("what it does")
+    table.add_column("needs")
     for entry in entries:
         table.add_row(escape(entry.word), escape(entry.about), escape("; ".join(entry.needs)))
     out.print(table)

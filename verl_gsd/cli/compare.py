@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
+from verl_gsd.cli.run_folders import pattern_of, runs_in
 from verl_gsd.console import fail, out
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ def _read_curves(
             raise ValueError(f"{path}: does not exist. Use a run directory or a JSON file that --output wrote")
         if (twin := words_by_path.setdefault(path.resolve(), word)) != word:
             raise ValueError(f"{twin} and {word}: both are {path}. Remove one")
+        if inner := runs_in(path):
+            raise ValueError(
+                f"{path}: this folder is not a run, but has {len(inner)} of them. Use the folders of runs, for example "
+                f"`verl-gsd compare {pattern_of(path, inner)}`"
+            )
         try:
             new_curves = [read_curve(path, label, source, exact=exact)] if path.is_dir() or label else read_curves(path)
         except NoValidationYetError as error:

@@ -42,8 +42,8 @@ def lab(
 ) -> None:
     """Small experiments without Ray and vLLM, in seconds to minutes.
 
-    With a command: experiments with a real policy. Without one: what each algorithm does to easy and hard prompts, on
-    Bernoulli logits, and the paper's figures recomputed.
+    With a command: experiments with a real policy. Without one: simulate algorithms on prompts with known solve rates,
+    without a model. The figures of the dial's paper are recomputed, too.
 
     Examples:
         verl-gsd lab --algo grpo --algo dr_grpo --algo alpha=0.5 --output lab.html

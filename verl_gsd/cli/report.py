@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from verl_gsd.cli.run_folders import pattern_of, runs_in
 from verl_gsd.console import fail, out
 
 PORT = 8787
@@ -20,18 +21,12 @@ def _check_not_of_runs(folder: Path) -> None:
     Raises:
         ValueError: the folder is not a run, and has runs in it. The message names some of them.
     """
-
-    def is_run(path: Path) -> bool:
-        return any((path / name).exists() for name in ("overrides.yaml", "records", "metrics"))
-
-    if not folder.is_dir() or is_run(folder):
-        return
-    inner = sorted(path for path in folder.iterdir() if is_run(path))
-    if inner:
+    if inner := runs_in(folder):
         first = " ".join(shlex.quote(str(path)) for path in inner[:2])
         raise ValueError(
             f"{folder}: this folder is not a run, but has {len(inner)} of them. Use the folders of runs, for example "
-            f"`verl-gsd report {first}`. To compare labels over all of their seeds, use verl-gsd compare"
+            f"`verl-gsd report {first}`. To compare labels over all of their seeds, use "
+            f"`verl-gsd compare {pattern_of(folder, inner)}`"
         )
 
 
@@ -46,7 +41,11 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Run directories. Several runs share each chart.")
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page to write. Default: report.html in the first RUN.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="The page to write. Default: RUN/report.html, or comparison.html in the first of several RUNs.",
+        ),
     ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write every chart as a PNG to this folder.")
@@ -79,7 +78,7 @@ def report(
         fail("--port: has no effect without --watch. Add --watch or remove --port")
     if watch and (output or png):
         fail("--watch serves the page and writes no files. Remove --watch, or remove --output and --png")
-    page = output or runs[0] / "report.html"
+    page = output or runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
     if page.suffix != ".html" or page.is_dir():
         fail(f"--output {page}: not an .html file. Use a file name that ends in .html")
     try:

@@ -37,6 +37,13 @@ def test_every_choice_is_a_row_with_one_sentence():
         assert re.search(rf"^│ {re.escape(entry.word)} +│ {re.escape(entry.about)} +│", output.stdout, re.MULTILINE)
 
 
+def test_no_word_is_cut_off_in_a_terminal_of_80_columns():
+    done = CliRunner().invoke(app, ["algos"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and max(map(len, done.stdout.split("our trainer modes: ")[0].splitlines())) <= 80
+    for entry in (*algos.algorithm_entries(), *algos.addition_entries()):
+        assert f"│ {entry.word} " in done.stdout
+
+
 def test_two_words_for_one_algorithm_say_so():
     about_of = {entry.word: entry.about for entry in algos.algorithm_entries()}
     assert "the same as hadw_grpo" in about_of["algo=hadw"] and "the same as hadw" in about_of["algo=hadw_grpo"]

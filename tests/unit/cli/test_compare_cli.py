@@ -53,6 +53,15 @@ def test_methods_are_compared_at_equal_tokens_and_results_are_written(tmp_path, 
     assert "://" not in own and "src=" not in own, "nothing is loaded from anywhere"
 
 
+def test_a_folder_of_runs_is_rejected_with_the_pattern_that_matches_them(tmp_path, runs):
+    result = compare(tmp_path / "grpo", tmp_path / "hadw" / "seed_1")
+    assert result.exit_code == 2
+    assert "this folder is not a run, but has 2 of them" in result.output
+    assert f"`verl-gsd compare {tmp_path}/grpo/seed_*`" in result.output
+    runs[0].rename(tmp_path / "grpo" / "first")
+    assert f"`verl-gsd compare {tmp_path}/grpo/*`" in compare(tmp_path / "grpo").output
+
+
 def test_tables_fit_a_terminal_of_80_columns(tmp_path):
     """No word of a header, a number or an interval is broken: only between words do cells wrap."""
     for label in ("small_groups", "dynamic"):

@@ -294,7 +294,7 @@ def test_the_headline_has_accuracy_silence_tokens_and_time(tmp_path):
     (row,) = headline(tmp_path)
     assert [(figure.name, figure.value, figure.note) for figure in row.figures] == [
         ("held-out accuracy", "25% to 50%", "math, steps 0 and 2"),
-        ("silent groups", "50%", "of 4 groups teach nothing"),
+        ("silent groups", "50%", "of all 4 groups teach nothing"),
         ("tokens generated", "6 million", "16 rollouts"),
         ("time", "3.0 hours", "2 training steps"),
     ]

@@ -578,6 +578,18 @@ def test_each_run_has_one_colour_in_all_charts_and_text_from_data_is_escaped(tmp
     assert len(seen) == 1 and seen.pop()[0] == ("a <b> & c", "other", "stock")
 
 
+def test_a_page_of_several_runs_does_not_replace_the_report_of_the_first(tmp_path):
+    runs = [tmp_path / name for name in ("first", "second")]
+    for run in runs:
+        metrics(run, [(step, {"actor/entropy": 1.0}) for step in (1, 2, 3)])
+    assert run_report(runs[0]).exit_code == 0
+    alone = (runs[0] / "report.html").read_bytes()
+    result = run_report(*runs)
+    assert result.exit_code == 0 and str(runs[0] / "comparison.html") in result.output
+    assert (runs[0] / "report.html").read_bytes() == alone
+    assert "Report: first, second" in (runs[0] / "comparison.html").read_text()
+
+
 def test_charts_of_long_runs_have_few_points(tmp_path):
     metrics(tmp_path, [(step, {"actor/entropy": 1.0}) for step in range(1, 1001)])
     for step in range(1, 151):
@@ -654,25 +666,49 @@ def test_answers_of_a_prompt_are_compared_over_its_visits(tmp_path):
     assert any("equal numbers of responses" in text for text in section.text)
 
 
+def validation(figure="acc"):
+    return {"validation": 1, f"val-core/math/{figure}/mean@1": 0.5, "val/prompts/math": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("figure", "count", "said"),
+    [
+        ("acc", 1, "1 validation: whether the held-out accuracy falls (needs 4)."),
+        ("acc", 3, "3 validations: whether the held-out accuracy falls (needs 4)."),
+        ("acc", 4, None),
+        ("reward", 11, "11 validations: whether the held-out reward falls (needs 12)."),
+        ("reward", 12, None),
+    ],
+)
+def test_a_page_says_whether_a_run_has_too_few_validations(tmp_path, figure, count, said):
+    for step in range(1, 61):
+        records(tmp_path, step, (MIXED, "trained"))
+    metrics(tmp_path, [(5 * number, validation(figure)) for number in range(count)])
+    _, section, *_ = build_sections(read_runs([tmp_path]))
+    sentences = [text for text in section.text if "Not checked" in text]
+    assert sentences == ([f"Not checked, because this run has {said}"] if said else [])
+
+
 def test_a_page_says_which_checks_a_run_is_too_short_for(tmp_path):
     """Lengths and entropy collapse within 8 steps: too few to tell, and the page says so."""
     for step in range(1, 9):
         records(tmp_path / "short", step, (group(MIXED, tokens=1000 // step), "trained"))
     metrics(tmp_path / "short", [(step, {"actor/entropy": 1 / step**3}) for step in range(1, 9)])
     _, section, *_ = build_sections(read_runs([tmp_path / "short"]))
-    (sentence,) = [text for text in section.text if "Not checked" in text]
+    sentence, of_validations = [text for text in section.text if "Not checked" in text]
+    assert of_validations == "Not checked, because this run has no validations: whether held-out accuracy falls."
     assert "this run has 8 steps" in sentence
     for check in ("the entropy or the length of responses collapses (needs 12", "shift at once (needs 16"):
         assert check in sentence
     for step in range(1, 61):
         records(tmp_path / "long", step, (MIXED, "trained"))
-    metrics(tmp_path / "long", [(1, {"actor/entropy": 1.0})])
+    metrics(tmp_path / "long", [(step, validation()) for step in (15, 30, 45, 60)])
     _, section, *_ = build_sections(read_runs([tmp_path / "long"]))
-    assert not any("Not checked" in text or "fourth validation" in text for text in section.text)
+    assert not any("Not checked" in text for text in section.text)
     for step in range(9, 31):
         records(tmp_path / "short", step, (MIXED, "trained"))
     _, section, *_ = build_sections(read_runs([tmp_path / "short", tmp_path / "long"]))
-    (sentence,) = [text for text in section.text if "Not checked" in text]
+    sentence, _ = [text for text in section.text if "Not checked" in text]
     assert "short has 30 steps: whether the loss oscillates (needs 60 steps)." in sentence
 
 
@@ -683,6 +719,7 @@ def test_a_folder_of_runs_is_rejected_with_the_runs_in_it(tmp_path):
     assert result.exit_code == 2
     folders = " ".join(f"{tmp_path}/grpo/seed_{seed}" for seed in (1, 2))
     assert f"has 3 of them. Use the folders of runs, for example `verl-gsd report {folders}`" in result.output
+    assert f"use `verl-gsd compare {tmp_path}/grpo/seed_*`" in result.output
     assert run_report(tmp_path / "grpo" / "seed_1").exit_code == 0
 
 

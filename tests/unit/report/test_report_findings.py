@@ -555,7 +555,8 @@ def test_a_source_without_recent_groups_is_not_silent_and_few_of_many_sources_ar
         columns |= {source_column(name, f"s{number}"): value for name, value in of_source.items()}
     (finding,) = groups.silent(table(**columns), {})
     assert finding.title == "90% of the groups of s1 are silent"
-    assert finding.text.count("Recently, ") == 5 and "The same holds for 2 other data sources." in finding.text
+    assert finding.text.count(f"In the last {STEPS // 3} steps, ") == 5
+    assert "The same holds for 2 other data sources." in finding.text
 
 
 def test_a_run_without_data_has_no_findings():
@@ -624,10 +625,10 @@ def test_dynamic_sampling_is_advised_by_what_is_equal_in_silent_groups(columns, 
         ({"all_wrong": 0.1, "all_right": 0.41, "equal": 0.1}, ["all right in 41%", "solves most"], []),
         (
             {"all_wrong": 0, "all_right": 0, "equal": 0.6},
-            ["In 60%", "nothing tells", "has no accuracies, or all their accuracies are the same number between"],
+            ["equal in 60%", "nothing tells", "has no accuracies, or all their accuracies are the same number between"],
             ["all right", "solves most"],
         ),
-        ({"all_wrong": 0.1, "all_right": 0.2, "equal": 0.3}, ["right in 20%", "In 30%"], ["solves most"]),
+        ({"all_wrong": 0.1, "all_right": 0.2, "equal": 0.3}, ["right in 20%", "equal in 30%"], ["solves most"]),
     ],
 )
 def test_silent_groups_are_called_right_or_wrong_only_with_accuracies(shares, sentences, absent):

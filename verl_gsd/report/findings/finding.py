@@ -113,6 +113,12 @@ def recent_sum(table: Columns, name: str) -> float:
     return float(values[-window_size(values) :].sum()) if len(values) else 0.0
 
 
+def recent_count(table: Columns, name: str) -> int:
+    """Number of steps of ``recent_mean``; 0 if no step has a value."""
+    values = known_values(table, name)
+    return window_size(values) if len(values) else 0
+
+
 def initial_mean(table: Columns, name: str) -> float:
     """Mean of a column over the first steps that have a value; NaN if no step has one."""
     values = known_values(table, name)

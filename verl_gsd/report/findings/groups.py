@@ -20,6 +20,7 @@ from verl_gsd.report.findings.finding import (
     errors_in_parts,
     numeric_value,
     percent,
+    recent_count,
     recent_mean,
     recent_sum,
     scaled,
@@ -38,9 +39,10 @@ _MODE = "trainer.v1.trainer_mode"
 
 
 class _Kinds(NamedTuple):
-    """What recent groups are like, of all data sources or of one: shares of them, and their number."""
+    """What the groups of the last ``steps`` steps are like, of all data sources or of one: shares, and their number."""
 
     of: str
+    steps: int
     groups: float
     silent: float
     wrong: float
@@ -60,7 +62,9 @@ def silent(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     if numeric_value(config, _GROUP_SIZE) == 1 and not _has_sizes_in_data(table):
         return
     names = ("silent", "all_wrong", "all_right", "equal")
-    pooled = _Kinds("", recent_sum(table, "groups"), *(recent_mean(table, name) for name in names))
+    pooled = _Kinds(
+        "", recent_count(table, "silent"), recent_sum(table, "groups"), *(recent_mean(table, name) for name in names)
+    )
     of_sources = _kinds_of_sources(table)
     found = [pooled] if _is_mostly_silent(pooled, 1) else []
     found += [kinds for kinds in of_sources if _is_mostly_silent(kinds, len(of_sources))]
@@ -97,16 +101,17 @@ def _verdicts_of(kinds: _Kinds) -> str:
     sentences = []
     if not kinds.equal > 0 or kinds.wrong + kinds.right > 0:
         sentences.append(
-            f"Recently, all responses were wrong in {percent(kinds.wrong)} of the groups{kinds.of} and all right in "
+            f"all responses were wrong in {percent(kinds.wrong)} of the groups{kinds.of} and all right in "
             f"{percent(kinds.right)}."
         )
     if kinds.equal > 0:
         sentences.append(
-            f"In {percent(kinds.equal)} of the groups{kinds.of}, all verdicts were equal, and nothing tells whether "
+            f"all verdicts were equal in {percent(kinds.equal)} of the groups{kinds.of}, and nothing tells whether "
             "the responses were right, because their data source has no accuracies, or all their accuracies are the "
             "same number between 0 and 1."
         )
-    return " ".join(sentences)
+    span = "In the last step" if kinds.steps == 1 else f"In the last {kinds.steps} steps"
+    return " ".join(f"{span}, {sentence}" for sentence in sentences)
 
 
 def _kinds_of_sources(table: Columns) -> list[_Kinds]:
@@ -118,7 +123,8 @@ def _kinds_of_sources(table: Columns) -> list[_Kinds]:
             for name in ("answered", "silent", "all_wrong", "all_right", "equal")
         )
         if groups:
-            result.append(_Kinds(f" of {source}", groups, *(number / groups for number in kinds)))
+            steps = recent_count(table, source_column("groups_answered", source))
+            result.append(_Kinds(f" of {source}", steps, groups, *(number / groups for number in kinds)))
     return result
 
 

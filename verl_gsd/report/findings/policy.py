@@ -27,7 +27,14 @@ from verl_gsd.report.findings.finding import (
     window_size,
 )
 from verl_gsd.report.findings.lengths import MAX_RESPONSE, doubled
-from verl_gsd.report.findings.trends import LevelEstimate, lasting_fall, noise_of_step, start_levels
+from verl_gsd.report.findings.trends import (
+    FALL_VALUES,
+    FALL_VALUES_WITHOUT_ERROR,
+    LevelEstimate,
+    lasting_fall,
+    noise_of_step,
+    start_levels,
+)
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
@@ -190,6 +197,11 @@ def unlearning(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
                     "trainer.test_freq=...  # validate more often",
                 ),
             )
+
+
+def needed_validations(table: Columns, name: str) -> int:
+    """Number of validations from which on ``unlearning`` checks the column ``name`` of ``held_out``."""
+    return FALL_VALUES_WITHOUT_ERROR if _held_out_responses(table, name) is None else FALL_VALUES
 
 
 def _of_validations(count: int) -> str:

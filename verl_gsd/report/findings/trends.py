@@ -27,9 +27,10 @@ SHIFT_STEPS = 2 * _FAR
 _SUDDEN = 0.8
 #: Standard deviations of a step's noise that a shift must exceed.
 _SHIFT_SPREADS = 6.0
-#: Values in a window of ``lasting_fall``, values that it needs to estimate their error, and standard errors that a fall
-#: must exceed.
-_FALL_WINDOW, _FALL_VALUES, _FALL_ERRORS = 5, 12, 4.0
+#: Values that ``lasting_fall`` needs if their error is known, and if it must estimate the error from them.
+FALL_VALUES, FALL_VALUES_WITHOUT_ERROR = 4, 12
+#: Values in a window of ``lasting_fall``, and standard errors that a fall must exceed.
+_FALL_WINDOW, _FALL_ERRORS = 5, 4.0
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,10 @@ def lasting_fall(
     Args:
         steps, values: (K,), without NaN.
         error_at: the standard error of one value at a given level. None if it is not known. It is then estimated from
-            the differences between consecutive values, which needs ``_FALL_VALUES`` of them. A steady change makes
-            this estimate larger and the comparison less sensitive.
+            the differences between consecutive values, which needs ``FALL_VALUES_WITHOUT_ERROR`` of them. A
+            steady change makes this estimate larger and the comparison less sensitive.
     """
-    if len(values) < (4 if error_at else _FALL_VALUES):
+    if len(values) < (FALL_VALUES if error_at else FALL_VALUES_WITHOUT_ERROR):
         return None
     size = min(_FALL_WINDOW, len(values) // 4)
     means = np.lib.stride_tricks.sliding_window_view(values, size).mean(axis=1)

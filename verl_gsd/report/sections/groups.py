@@ -36,6 +36,8 @@ def diversity(views: Views) -> Section | None:
         "from all groups of a step, also those that were not trained on. If accuracy grows and pass@k does not, the "
         "policy makes likely answers likelier and finds no new ones.",
     ]
+    if has_nonzero(views, "distinct_answers"):
+        text.append("A group in which no response has a final answer counts as 0 different answers.")
     visits = {"this visit": "answers_in_visit", "all visits so far": "answers_in_visits"}
     if has_nonzero(views, "answers_in_visit"):
         text.append(
@@ -65,9 +67,9 @@ def diversity(views: Views) -> Section | None:
 
 def disagreement(views: Views) -> Section | None:
     text = [
-        "sigma is the standard deviation of a group's rewards. Under GRPO, it is also the gain of the group's "
-        "gradient. In the map, each column is a span of steps and each row a range of sigma. The lowest row has only "
-        "silent groups."
+        "sigma is the standard deviation of a group's rewards (divisor G; an advantage that is divided by it uses "
+        "G - 1, unless algorithm.gsd.ddof=0). Under GRPO, it is also the gain of the group's gradient. In the map, "
+        "each column is a span of steps and each row a range of sigma. The lowest row has only silent groups."
     ]
     maps = []
     for number, (name, view) in enumerate(views_with_records(views).items(), start=1):
@@ -185,7 +187,8 @@ def waste(views: Views) -> Section | None:
     panels.append(("wasted", "Rollouts that taught nothing", line_chart(wasted, {"wasted": "wasted"}, "share", SHARE)))
     text = [
         "A rollout taught something if its group was trained on and was not silent. The other rollouts are shown by "
-        "what happened to their group."
+        "what happened to their group. Filtered: dynamic sampling evicted the group. Surplus: the batch was full. "
+        "Stale: the group was too old. Failed: its sessions or rewards failed."
     ]
     return section_of_panels("waste", "Waste", text, panels)
 

@@ -70,7 +70,8 @@ def _silent(table: Columns) -> list[KeyFigure]:
     silent, groups = column(table, "silent"), float(np.nansum(column(table, "groups")))
     if not (~np.isnan(silent)).any():
         return []
-    return [KeyFigure("silent groups", percent(float(np.nanmean(silent))), f"of {groups:,.0f} groups teach nothing")]
+    share = percent(float(np.nanmean(silent)))
+    return [KeyFigure("silent groups", share, f"of all {groups:,.0f} groups teach nothing")]
 
 
 def _amounts(table: Columns) -> list[KeyFigure]:

@@ -10,8 +10,8 @@ from verl_gsd.charts import Notice, Section, Table
 from verl_gsd.report.chart_data import first_and_last_fifth
 from verl_gsd.report.charts import MAX_DOTS
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
-from verl_gsd.report.findings.finding import has_every_acc, is_rated, percent
-from verl_gsd.report.findings.policy import figure_of, held_out
+from verl_gsd.report.findings.finding import count_values, has_every_acc, is_rated, percent
+from verl_gsd.report.findings.policy import figure_of, held_out, needed_validations
 from verl_gsd.report.findings.trends import SHIFT_STEPS
 from verl_gsd.report.sections.view import RunView, Views
 from verl_gsd.report.steps import column
@@ -63,8 +63,8 @@ def findings_section(views: Views) -> Section:
 
 
 def _not_checked(views: Views) -> list[str]:
-    """Sentences for the checks that need more steps or accuracies than a run has, naming the runs."""
-    return [*_unrated(views), *_without_acc(views), *_too_short(views)]
+    """Sentences for the checks that need more steps, accuracies or validations than a run has, naming the runs."""
+    return [*_unrated(views), *_without_acc(views), *_too_short(views), *_too_few_validations(views)]
 
 
 def _unrated(views: Views) -> list[str]:
@@ -108,10 +108,26 @@ def _too_short(views: Views) -> list[str]:
         if skipped:
             run = name if len(views) > 1 else "this run"
             texts.append(f"Not checked, because {run} has {count} steps: {'; '.join(skipped)}.")
-    if texts:
-        texts.append(
-            "Held-out accuracy is checked from the fourth validation on, and a held-out reward from the twelfth."
-        )
+    return texts
+
+
+def _too_few_validations(views: Views) -> list[str]:
+    texts = []
+    for name, view in views.items():
+        run = name if len(views) > 1 else "this run"
+        columns = held_out(view.table)
+        if not columns:
+            texts.append(f"Not checked, because {run} has no validations: whether held-out accuracy falls.")
+        of_columns = [
+            (count_values(view.table, column), needed_validations(view.table, column), figure_of(view.table, column))
+            for column in columns
+        ]
+        for count, needed, figure in dict.fromkeys(of_columns):
+            if count < needed:
+                number = f"{count} validation{'s' * (count != 1)}"
+                texts.append(
+                    f"Not checked, because {run} has {number}: whether the held-out {figure} falls (needs {needed})."
+                )
     return texts
 
 
