@@ -5,6 +5,8 @@ Subcommands import heavy packages only when they run.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from verl_gsd import model_files
@@ -26,6 +28,7 @@ from verl_gsd.cli import (
     verify,
 )
 from verl_gsd.cli.command_groups import MainCommands, add_command, epilog
+from verl_gsd.console import out
 
 #: What users want to do. Help has one panel for each.
 _TRAIN, _LOOK, _EVALUATE = "Train", "Look at runs", "Evaluate models"
@@ -39,6 +42,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from verl_gsd import __version__
+
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
 # Help lists commands in the order of extension.COMMANDS, whatever the order here.
 add_command(app, train.train, rich_help_panel=_TRAIN)
 add_command(app, algos.algos, rich_help_panel=_TRAIN)

@@ -1,6 +1,7 @@
 """The commands as a user types them, short of a training run."""
 
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("composing_is_fast")
 
 def invoke(*words):
     return CliRunner().invoke(app, list(words))
+
+
+def test_the_version_is_that_of_the_package():
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.stdout == f"{version('verl-gsd')}\n"
 
 
 def flat(text):
