@@ -24,8 +24,8 @@ def describe_setup(comparison: Comparison) -> str:
     """Return what is compared, and at which largest budget."""
     shortest = comparison.shortest
     return (
-        f"Accuracy on held-out prompts of {shortest.data_source}, at equal generated tokens. The run that generated "
-        f"the fewest is {shortest.name}, with {shortest.tokens[-1]:,}: this is the largest budget."
+        f"Accuracy on held-out prompts of {shortest.data_source}, at equal generated tokens. All runs are compared up "
+        f"to {shortest.tokens[-1]:,} tokens, because {shortest.name} generated no more."
     )
 
 

@@ -36,7 +36,7 @@ def test_methods_are_compared_at_equal_tokens_and_results_are_written(tmp_path, 
     output, page = tmp_path / "out" / "c.json", tmp_path / "out" / "c.html"
     result = compare(*runs, "--output", output, "--page", page)
     assert result.exit_code == 0, result.output
-    assert "hadw seed 1, with 20: " in result.output
+    assert "to 20 tokens, because hadw seed 1 " in result.output
     assert cells(result, "grpo", 0)[:2] == ["1, 2", "0.050"], "equal values, of a number of responses that is unknown"
     assert cells(result, "hadw", 0)[4] == "0.450 [0.000, 1.000]"
     assert cells(result, "hadw", 1)[0].startswith("+0.250 [-0.385, +0.885]")
@@ -123,7 +123,7 @@ def test_unfinished_runs_are_left_out_by_default(tmp_path, runs):
     assert cells(result, "hadw", 0)[0] == "1, 2"
     result = compare(*runs, "--unfinished")
     assert cells(result, "hadw", 0)[0] == "1-3"
-    assert "hadw seed 3, with 10: " in result.output
+    assert "to 10 tokens, because hadw seed 3 " in result.output
     write_run(tmp_path / "early" / "seed_1", [5], {}, total=4)
     result = compare(tmp_path / "early" / "seed_1", *runs[:2])
     assert result.exit_code == 2 and "baseline" in result.output and "early" in result.output, "not another baseline"

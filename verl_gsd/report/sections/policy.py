@@ -32,7 +32,7 @@ def accuracy(views: Views) -> Section | None:
     if has_nonzero(views, EXACT):
         panels.append(("exact", "Held out, exact", line_chart(tables, {"exact": EXACT}, "accuracy", SHARE)))
     text = [
-        "Held-out accuracy is from verl's validation. The accuracy of rollouts is over all prompts of a step, also "
+        "Held-out accuracy is from the run's validations. The accuracy of rollouts is over all prompts of a step, also "
         "those that were not trained on. Each prompt counts once, whatever its number of rollouts."
     ]
     reasons = {"acc": "the verifier returned an acc outside [0, 1]", "reward": "the verifier returned no acc"}
@@ -77,4 +77,5 @@ def entropy_and_length(views: Views) -> Section | None:
         ),
         ("tokens", "Tokens generated per step", line_chart(tables, {"tokens": "tokens"}, "tokens", LARGE)),
     ]
-    return section_of_panels("policy", "Entropy and length", [], panels)
+    text = ["A lower entropy means that the policy's responses to one prompt become more alike."]
+    return section_of_panels("policy", "Entropy and length", text, panels)

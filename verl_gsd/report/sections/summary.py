@@ -139,7 +139,8 @@ def runs_section(views: Views) -> Section:
     text = [
         "The accuracy of rollouts is a mean over prompts. Each prompt counts once, whatever its number of rollouts. "
         "The table shows the mean of the first fifth of the steps and that of the last fifth, because single steps are "
-        "noisy. Held-out figures are those of the first and of the last validation."
+        "noisy. Held-out figures are those of the first and of the last validation. Attempts are the start of the run "
+        "and each resume."
     ]
     if is_smoothed:
         text.append("In charts over steps, pale lines have the values and strong lines are smoothed.")
