@@ -128,8 +128,9 @@ def _chosen_by(path: Path, records: pa.Table) -> str:
     A budget and sizes from the data show in the records. A sampler chooses which prompts are visited, and only the
     config says whether there was one.
     """
-    sizes = records.filter(pc.greater(records["total"], 0))["size"].to_numpy()
-    if len(sizes) and np.bincount(sizes).max() < (1 - _OTHER_SIZES) * len(sizes):
+    rated = records["total"].to_numpy()  # unlike size, without responses of earlier visits
+    sizes = rated[rated > 0]
+    if np.bincount(sizes).max() < (1 - _OTHER_SIZES) * len(sizes):
         return "a budget, or sizes of groups in the data,"
     run = RunDirectory(path)
     try:

@@ -345,6 +345,17 @@ def test_some_failed_sessions_leave_unbiased_figures(tmp_path):
     assert not read_solve_rates(tmp_path).is_biased
 
 
+def test_responses_of_earlier_visits_are_no_other_size(tmp_path):
+    left = []
+    for index in range(20):
+        earlier = index % 2  # every other group has a response of an earlier visit, which has no accuracy here
+        accuracies = np.array([0, 1] + [np.nan] * earlier)
+        rewards, tokens = np.nan_to_num(accuracies), np.ones(len(accuracies), dtype=int)
+        left.append(LeftGroup(Group("u", "math", index, rewards, accuracies, tokens, earlier=earlier), "trained"))
+    write_step(tmp_path, step_records(left, step=1, attempt=1, alpha=1.0), step=1, attempt=1)
+    assert not read_solve_rates(tmp_path).is_biased
+
+
 def test_a_source_with_verdicts_of_1_and_minus_1_has_no_solve_rates(tmp_path):
     visits(tmp_path, 1, (1, [1, 1]), source="code")
     visits(tmp_path, 2, (2, [1, -1]), (1, [1, 1]), source="code")
