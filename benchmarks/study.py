@@ -23,7 +23,7 @@ from studies.analysis import analyse
 from studies.declaration import Study
 from studies.judge_server import serving
 from studies.ledger import LEDGER, read_ledger
-from studies.page import PAGE, README, RESULTS, draw, markdown, picture_of, summary, with_table
+from studies.page import PAGE, README, RESULTS, draw, has_picture, markdown, picture_of, summary, with_table
 from studies.runs import needed, train
 
 from verl_gsd.lab.training.seeds import parse_seeds
@@ -82,7 +82,7 @@ def table(name: Name) -> None:
     publishing.write(result, output)
     PAGE.write_text(with_table(PAGE.read_text(), name, markdown(result)))
     README.write_text(with_table(README.read_text(), RESULTS, summary(*map(_result, ("methods", "stability")))))
-    if any(row["gain"] for row in result["rows"]):
+    if has_picture(result):
         draw(result, picture_of(name))
     out.print(f"{'partial' if result['missing'] else 'complete'}: {output}", soft_wrap=True)
 

@@ -19,6 +19,8 @@ from verl_gsd.lab.training.seeds import parse_seeds
 #: The budget of a task, as a share of the tokens of the baseline's shortest run: arms that generate a little less per
 #: step then reach it, too.
 _SHARE = 0.9
+#: What the result repeats of the declaration.
+_STATED = ("name", "question", "hypothesis", "measure", "tuning", "spread", "correction", "seeds", "steps")
 #: Levels of difficulty by their exact accuracy before training.
 LEVELS = {"hard": (0.0, 0.2), "middle": (0.2, 0.8), "easy": (0.8, 1.01)}
 
@@ -31,6 +33,7 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
     rates: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, dict[str, float]]] = {}
     rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
     missing: list[str] = []
     budgets: dict[str, int] = {}
     for task in study.tasks:
@@ -58,6 +61,8 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
             other = study.other(cells[name].arm)
             if runs:
                 rows.append(_row(cells[name], runs, {} if other == name else found.get(other, {}), budgets[task]))
+            if study.curves:
+                curves += [_curves(cells[name], run) for run in runs.values()]
     compared = {f"{row['task']}/{row['arm']}": row for row in rows if row["gain"]}
     adjusted = holm({name: row["gain"]["p"] for name, row in compared.items()})
     for name, row in compared.items():
@@ -65,7 +70,17 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
     return {
         "study": {
             name: getattr(study, name)
-            for name in ("question", "hypothesis", "measure", "tuning", "spread", "correction", "seeds", "steps")
+            for name in (
+                "name",
+                "question",
+                "hypothesis",
+                "measure",
+                "tuning",
+                "spread",
+                "correction",
+                "seeds",
+                "steps",
+            )
         },
         "machine": publishing.machine(),
         "date": datetime.date.today().isoformat(),
@@ -74,6 +89,20 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
         "rates": rates,
         "rates_tried": tried,
         "rows": rows,
+        "curves": curves,
+    }
+
+
+def _curves(cell: Cell, run: FinishedRun) -> dict[str, Any]:
+    """One run: accuracy at each validation after the first, and the means of its metrics since the one before."""
+    names = ("entropy", "length", "gradient_norm")
+    return {
+        "task": cell.task,
+        "arm": cell.arm.name,
+        "seed": run.seed,
+        "steps": run.steps[1:],
+        "accuracy": run.accuracy[1:],
+        **{name: run.traces[name] for name in names},
     }
 
 

@@ -62,6 +62,7 @@ class Study:
         tuning_seeds, seeds: in the notation of ``--seeds``. They have no seed in common.
         correction: for multiple tests.
         judges: whether runs ask the judges of ``judge_server``, so that the server has to run beside them.
+        curves: whether the page shows accuracy, entropy, length and gradient norm over the steps of each run.
 
     Raises:
         ValueError: arms of a task have the same name, an arm is compared with one that does not exist, rates are
@@ -84,6 +85,7 @@ class Study:
     seeds: str = "1..16"
     correction: str = "Holm's method over all differences of the study"
     judges: bool = False
+    curves: bool = False
 
     def __post_init__(self) -> None:
         for task in self.tasks:

@@ -24,4 +24,5 @@ STUDY = Study(
     validate_every=50,
     seeds="1..4",
     judges=True,
+    curves=True,
 )

@@ -17,6 +17,8 @@ PAGE = ROOT / "docs" / "studies.md"
 README = ROOT / "README.md"
 #: The place in the README of the table that ``summary`` makes.
 RESULTS = "results"
+#: Name in ``curves`` -> title.
+_CURVES = {"accuracy": "accuracy", "entropy": "entropy", "length": "length", "gradient_norm": "gradient norm"}
 _COLUMNS = ("arm", "rate", "measure", "gain", "p", "hard", "middle", "easy", "entropy", "answers", "tokens", "diverged")
 
 
@@ -38,7 +40,43 @@ def markdown(result: Mapping[str, Any]) -> str:
             *(f"| {' | '.join(_cells(row))} |" for row in result["rows"] if row["task"] == task),
             "",
         ]
+    if result["curves"]:
+        lines += [*_curve_table(result["curves"]), ""]
+    if has_picture(result):
+        what = "Accuracy, entropy, length and gradient norm" if result["curves"] else "Gains with 95% intervals"
+        lines.append(f"![{what}.](pictures/{picture_of(result['study']['name']).name})")
     return "\n".join(lines).strip()
+
+
+def has_picture(result: Mapping[str, Any]) -> bool:
+    return bool(result["curves"]) or any(row["gain"] for row in result["rows"])
+
+
+def _curve_table(curves: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Five points of the curves of each arm: the mean over its runs, and the lowest and the highest run."""
+    count = min(len(curve["steps"]) for curve in curves)
+    points = sorted({round(share * (count - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
+    lines = [
+        "Each number is the mean over runs, with the lowest and the highest run. The accuracy is that of the step. The "
+        "other three are means over the steps since the validation before.",
+        "",
+        f"| arm | step | {' | '.join(_CURVES.values())} |",
+        f"|{'---|' * (len(_CURVES) + 2)}",
+    ]
+    for place in dict.fromkeys((curve["task"], curve["arm"]) for curve in curves):
+        runs = [curve for curve in curves if (curve["task"], curve["arm"]) == place]
+        for point in points:
+            cells = [_range([curve[name][point] for curve in runs]) for name in _CURVES]
+            lines.append(f"| `{place[1]}` | {runs[0]['steps'][point]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    mean, low, high = (f"{value:.3g}" for value in (sum(known) / len(known), min(known), max(known)))
+    return f"{mean} [{low}, {high}]"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -133,7 +171,27 @@ def picture_of(name: str) -> Path:
 
 
 def draw(result: Mapping[str, Any], output: Path) -> None:
-    """Gains over the baseline with their intervals, one panel per task."""
+    """The curves of a study's runs if it has any, or else the gains over the baseline with their intervals."""
+    write_png(_curve_panels(result["curves"]) if result["curves"] else _gain_panels(result), output)
+
+
+def _curve_panels(curves: Sequence[Mapping[str, Any]]) -> alt.ConcatChart:
+    """One panel per metric, with one line per run."""
+    panels = []
+    for name, title in _CURVES.items():
+        points = [
+            {"arm": curve["arm"], "run": f"{curve['arm']} {curve['seed']}", "step": step, "value": value}
+            for curve in curves
+            for step, value in zip(curve["steps"], curve[name], strict=True)
+        ]
+        lines = alt.Chart(alt.Data(values=points)).mark_line(strokeWidth=1, opacity=0.8)
+        y = alt.Y("value:Q", title=title, scale=alt.Scale(type="log" if name == "gradient_norm" else "linear"))
+        panels.append(lines.encode(x="step:Q", y=y, color="arm:N", detail="run:N").properties(width=300, height=160))
+    return alt.concat(*panels, columns=2)
+
+
+def _gain_panels(result: Mapping[str, Any]) -> alt.HConcatChart:
+    """One panel per task."""
     rows: Sequence[dict[str, Any]] = [
         {"task": row["task"], "arm": row["arm"], **{name: row["gain"][name] for name in ("mean", "low", "high")}}
         for row in result["rows"]
@@ -148,4 +206,4 @@ def draw(result: Mapping[str, Any], output: Path) -> None:
         alt.layer(zero, bars, points).transform_filter(alt.datum.task == task).properties(width=240, title=task)
         for task in dict.fromkeys(row["task"] for row in rows)
     ]
-    write_png(alt.hconcat(*panels), output)
+    return alt.hconcat(*panels)

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as the script has it
 from studies.analysis import analyse
 from studies.declaration import Arm, Study, Tuned
 from studies.ledger import LEDGER, TRACES, FinishedRun, append, read_ledger
-from studies.page import PAGE, README, RESULTS, markdown, summary, with_table
+from studies.page import PAGE, README, RESULTS, draw, has_picture, markdown, picture_of, summary, with_table
 from studies.runs import late_mean, main_cell, needed, rate_of, tune, tuning_cell
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py") if "STUDY = " in path.read_text())
@@ -245,6 +245,38 @@ def test_the_summary_has_gains_costs_and_the_rate_up_to_which_no_run_diverged():
     ]
 
 
+def curve_study():
+    """A study that shows curves, and a ledger with two runs of its first arm."""
+    declared = study(
+        arms=(Arm("one", ("algo=grpo",), 1e-4), Arm("two", ("algo=dr_grpo",), 1e-4)),
+        rates=(),
+        seeds="1..2",
+        curves=True,
+    )
+    words = main_cell(declared, TASK, declared.arms[0], 1e-4).words
+    runs = [finished(words, seed, late) for seed, late in ((1, 0.5), (2, 0.7))]
+    runs[0] = dataclasses.replace(runs[0], traces={**runs[0].traces, "gradient_norm": (None, 8.0)})
+    return declared, {(words, run.seed): run for run in runs}
+
+
+def test_a_study_of_curves_shows_the_mean_and_the_range_over_runs():
+    declared, ledger = curve_study()
+    table = markdown(analyse(declared, ledger, load)).splitlines()
+    assert "| arm | step | accuracy | entropy | length | gradient norm |" in table
+    rows = [line for line in table if line.startswith("| `one` |")]
+    assert rows[1:] == [
+        "| `one` | 5 | 0.6 [0.5, 0.7] | 1 [1, 1] | 1 [1, 1] | 1 [1, 1] |",
+        "| `one` | 10 | 0.6 [0.5, 0.7] | 2 [2, 2] | 2 [2, 2] | 5 [2, 8] |",
+    ]
+    assert table[-1].endswith("(pictures/study_example.png)")
+
+
+@pytest.mark.parametrize("result", [analyse(*curve_study(), load), gains_of([0.5, 0.6] * 2, [0.51, 0.61, 0.52, 0.62])])
+def test_a_study_draws_its_curves_or_its_gains(tmp_path, result):
+    draw(result, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_published_tables_are_those_of_the_ledger(name):
     declared = load(name)
@@ -252,6 +284,7 @@ def test_published_tables_are_those_of_the_ledger(name):
     computed = json.loads(json.dumps(analyse(declared, read_ledger(), load)))
     page = PAGE.read_text()
     assert with_table(page, name, markdown(computed)) == page
+    assert picture_of(name).is_file() or not has_picture(computed)
     published = LEDGER.parent / f"{name}.json"
     assert published.is_file() or not computed["rows"], "a study with results has its file"
     for stored in [json.loads(published.read_text())] if published.is_file() else []:
