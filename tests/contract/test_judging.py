@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+import transfer_queue as tq
 from agent_rows import answer, services_of, watched
 from omegaconf import OmegaConf
 
@@ -68,9 +69,10 @@ def judging():
 
     made, tokenizer = [], build_tokenizer()
 
-    def make(algorithm=None, **settings):
+    def make(algorithm=None, rollouts=2, **settings):
         scorer = ScriptedScorer()
-        services = services_of(tokenizer=tokenizer, config=OmegaConf.create({"algorithm": algorithm or {}}))
+        config = {"algorithm": algorithm or {}, "actor_rollout_ref": {"rollout": {"n": rollouts}}}
+        services = services_of(tokenizer=tokenizer, config=OmegaConf.create(config))
         part = JudgingByScript(scorer, {"scorer": "stub", "cache": None, **settings}, services)
         made.append((part, scorer))
         return part, scorer, tokenizer
@@ -127,6 +129,17 @@ def test_a_group_that_dynamic_sampling_is_about_to_evict_is_not_judged(judging, 
     answer("a2", PROBLEM, tokenizer, ["11", "11"], penalties=[0.0, 0.5])
     buffer._sync_metadata_from_transfer_queue()
     assert part._asked == judged
+
+
+def test_a_group_with_a_failed_session_is_judged_because_verl_does_not_evict_it(judging):
+    by_accuracy = {"filter_groups": {"enable": True, "metric": "acc"}}
+    part, _, tokenizer = judging(by_accuracy, rollouts=3)
+    buffer, _ = watched_for(part)
+    answer("a1", PROBLEM, tokenizer, ["11", "11"], penalties=[0.0, 0.5])
+    tq.kv_put(key="a1", partition_id="train", tag={"is_prompt": True, "status": "failure", "global_steps": 1})
+    answer("a2", PROBLEM, tokenizer, ["11", "11", "11"], penalties=[0.0, 0.5, 0.0])
+    buffer._sync_metadata_from_transfer_queue()
+    assert part._asked == {"a1"}
 
 
 def test_until_it_is_judged_a_group_counts_as_running(judging):

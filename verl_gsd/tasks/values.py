@@ -49,6 +49,8 @@ _BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
 _ORDINARY = re.compile(
     r"(?<![A-Za-z])(?:[A-Z][a-z]{2,}|No|It|Is|In|Of|On|At|To|By|If|An|YES|TRUE|FALSE|EVEN|ODD|NONE)(?![A-Za-z])"
 )
+#: A word that nobody means as a product of its letters, although the parser of LaTeX reads it as one.
+_HARDLY_A_PRODUCT = re.compile(r"(?<![a-z])(?:[a-z]{4,}|[a-z][aeiou][a-z]|[a-z]{2}e|no|all|any|odd)(?![a-z])", re.I)
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
 _ARGUMENT = r"(?:([0-9A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|phi|lambda)(?![A-Za-z]))|(?=\{))"
 _FRACTION = re.compile(rf"\\frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
@@ -97,15 +99,25 @@ def same_value(answer: str, truth: str) -> bool:
 
 
 def _same_words(answer: str, truth: str) -> bool | None:
-    r"""Whether two answers are the same words, of which one may stand without ``\text``; None for mathematics."""
+    r"""Whether two answers are the same words, which may stand without ``\text``; None for mathematics."""
     words, other_words = _words(answer), _words(truth)
     if words is None and other_words is None:
-        return None
+        return True if _same_bare_words(answer.strip(), truth.strip()) else None
     if words is None and _BARE_WORDS.fullmatch(answer.strip()):
         words = _in_one_case(answer.strip())
     if other_words is None and _BARE_WORDS.fullmatch(truth.strip()):
         other_words = _in_one_case(truth.strip())
     return words == other_words
+
+
+def _same_bare_words(answer: str, truth: str) -> bool:
+    r"""Whether two texts without ``\text`` are words, and the same ones apart from case.
+
+    ``Ab`` and ``ab`` are products of letters, and different. A text therefore counts as words if one of its words is
+    hardly a product.
+    """
+    is_words = _BARE_WORDS.fullmatch(answer) and _BARE_WORDS.fullmatch(truth)
+    return bool(is_words and _HARDLY_A_PRODUCT.search(answer)) and _in_one_case(answer) == _in_one_case(truth)
 
 
 def _words(text: str) -> str | None:

@@ -75,6 +75,16 @@ def test_a_fault_in_one_of_two_data_sources_is_found_and_the_source_is_named(ala
         assert " of maths1 " in finding.text and " of maths " not in finding.text
 
 
+@pytest.mark.parametrize(("seed", "end", "found"), [*((seed, 0.6, False) for seed in (3, 23, 28, 33)), (3, 0.34, True)])
+def test_the_noise_of_one_of_many_sources_makes_no_collapse_of_lengths_that_fall_in_all(alarms, seed, end, found):
+    """With eight sources of two groups per step, the highest level of some source is far above its mean."""
+    scenario = alarms.Scenario(sources=8, batch=16, prompts=800, learning=1.0)
+    of = alarms.draw(scenario, np.random.default_rng([7, seed]))
+    of.length *= np.linspace(1, end, len(of.length))[:, None]
+    run = alarms.run_of(of)
+    assert bool(list(alarms.finders()["length"](step_table(run), run.config))) is found
+
+
 def test_every_finding_has_a_fault(alarms):
     assert set(alarms.finders()) == {fault.finding for fault in alarms.FAULTS}
 

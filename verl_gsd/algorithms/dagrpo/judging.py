@@ -1,7 +1,8 @@
 """DaGRPO's judge in the trainer's process: whole groups are judged while others are still generated.
 
 A group is judged as soon as it is complete, if its rewards differ; only such groups have pairs. A group that dynamic
-sampling is about to evict is not judged, because nothing reads its scores. A group counts as running until its scores
+sampling is about to evict is not judged, because nothing reads its scores. A group in which a session failed is judged:
+verl's synchronous trainer does not evict it. A group counts as running until its scores
 have arrived or its time budget is over. The trainer looks for complete groups only while it samples.
 Groups that end during an update of an asynchronous trainer are therefore judged after the update.
 """
@@ -52,8 +53,7 @@ class JudgeExtension(Extension):
 
     def on_groups_complete(self, groups: Sequence[Group]) -> None:
         start = self._ended_at = time.monotonic()
-        metric = self._eviction_metric()
-        asked = [group for group in groups if _has_pairs(group) and not is_evicted(group, metric)]
+        asked = [group for group in groups if _has_pairs(group) and not self._is_about_to_be_evicted(group)]
         keys = [key for group in asked for key in group.keys]
         if not keys:
             return
@@ -127,14 +127,18 @@ class JudgeExtension(Extension):
         workers, tokenizer = self.services.verifier.workers, self.services.tokenizer
         return RewardModelScorer(workers, tokenizer, model, timeout_s=settings.timeout_s)
 
-    def _eviction_metric(self) -> str | None:
-        """The value by which dynamic sampling evicts complete groups; None if it evicts none for certain.
+    def _is_about_to_be_evicted(self, group: Group) -> bool:
+        """Whether dynamic sampling evicts a complete group for certain.
 
-        A demonstration can later be added to a group, which then stays.
+        A demonstration can later be added to a group, which then stays. verl evicts no group in which a session failed.
         """
         config = self.services.config
-        has_demonstrations = OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations") is not None
-        return None if has_demonstrations else filter_metric(config)
+        if OmegaConf.select(config, "algorithm.gsd.dagrpo.demonstrations") is not None:
+            return False
+        if not is_evicted(group, filter_metric(config)):
+            return False
+        sessions = len(group.rewards) - group.earlier + group.failed_rewards
+        return sessions >= (group.rollouts_requested or config.actor_rollout_ref.rollout.n)
 
     def _ask(self, uid: str, responses: Sequence[Any], prompt: Any, truth: Any) -> None:
         answer = (truth or {}).get("ground_truth")

@@ -19,7 +19,7 @@ def budget_effect(config: DictConfig) -> Effect:
         "(budget), so prompts with more rollouts do not weigh more on average: exactly for alpha=0 or rewards of 0 and "
         "1, and within 6% for a verifier's partial credit and alpha up to 1; if the reward has more values than acc, "
         "within 10% for a length penalty or the share of tests passed and within 24% for a penalty that few responses "
-        "have, for alpha up to 1; above 1, groups of two can weigh half or twice as much",
+        "have, for alpha up to 1, measured along the reward; above 1, groups of two can weigh half or twice as much",
         warnings=(one_visit,) if config.trainer.total_epochs == 1 else (),
     )
 

@@ -138,14 +138,17 @@ def _length_before_collapse(table: Columns, name: str, n_parts: int) -> float | 
     if len(lengths) < THRESHOLDS.trend or last >= initial_mean(table, name):
         return None
     of_window = noise_of_step(lengths) / np.sqrt(window_size(lengths))
-    errors = errors_in_parts(THRESHOLDS.growth_errors, n_parts)
-    longer = [
-        earlier.value
-        for earlier in (LevelEstimate(largest_mean(table, name), of_window), *start_levels(lengths))
-        if last < THRESHOLDS.length * earlier.value
-        and earlier.value - last > errors * np.hypot(earlier.error, of_window)
-    ]
-    return max(longer, default=None)
+    # Of several parts, one falls below the limit by chance: its level is the highest of many. One part alone needs no
+    # margin, because it has the groups of all.
+    errors, margin = (errors_in_parts(errors, n_parts) for errors in (THRESHOLDS.growth_errors, 0.0))
+
+    def has_collapsed(earlier: LevelEstimate) -> bool:
+        limit, of_limit = THRESHOLDS.length * earlier.value, THRESHOLDS.length * earlier.error
+        is_noise = earlier.value - last <= errors * np.hypot(earlier.error, of_window)
+        return not is_noise and limit - last > margin * float(np.hypot(of_limit, of_window))
+
+    levels = (LevelEstimate(largest_mean(table, name), of_window), *start_levels(lengths))
+    return max((earlier.value for earlier in levels if has_collapsed(earlier)), default=None)
 
 
 def _average_over_all_tokens(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -92,7 +92,8 @@ def shifted_verdicts(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
             "The verdicts of the verifier shift",
             f"{about_sources(sentences)} "
             "Possible causes: the verifier or its server changed, for example at a resume; the prompts from this step "
-            "on are of another kind; or a single update damaged the policy.",
+            "on are of another kind; a single update damaged the policy; or the policy learned the format of an answer "
+            "within a few steps.",
             (
                 f"{_REWARD_FUNCTION} gives the same verdict at every step",
                 *assigned(config, _SHUFFLE, True, "mixes prompts of different kinds"),
