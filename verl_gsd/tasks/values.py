@@ -44,13 +44,16 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _DECIMAL = re.compile(r"[-+]?\s*[0-9]*\.[0-9]+(?:\s*\\?%)?")
 _WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.'-])+")
-_BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
+_BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*|[A-Z](?:\s*[A-Z])+")
 #: Words whose case means nothing: three or more letters of which only the first may be a capital, and some others.
 _ORDINARY = re.compile(
-    r"(?<![A-Za-z])(?:[A-Z][a-z]{2,}|No|It|Is|In|Of|On|At|To|By|If|An|YES|TRUE|FALSE|EVEN|ODD|NONE)(?![A-Za-z])"
+    r"(?<![A-Za-z])(?:[A-Z][a-z]{2,}|No|It|Is|In|Of|On|At|To|By|If|An"
+    r"|YES|NO|TRUE|FALSE|EVEN|ODD|NONE|ALL|ANY|BOTH|NEITHER|NEVER|ALWAYS|NORTH|SOUTH|EAST|WEST)(?![A-Za-z])"
 )
 #: A word that nobody means as a product of its letters, although the parser of LaTeX reads it as one.
 _HARDLY_A_PRODUCT = re.compile(r"(?<![a-z])(?:[a-z]{4,}|[a-z][aeiou][a-z]|[a-z]{2}e|no|all|any|odd)(?![a-z])", re.I)
+#: Three or more capitals: the order of letters often matters, as in a sequence of coins.
+_CAPITALS = re.compile(r"[A-Z](?:\s*[A-Z]){2,}")
 _UNIT = re.compile(r"(?<=[0-9})a-z])\s*\\text\{[^{}]*\}(?:\^\s*(?:[0-9]|\{[0-9]\}))?$")
 _ARGUMENT = r"(?:([0-9A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|phi|lambda)(?![A-Za-z]))|(?=\{))"
 _FRACTION = re.compile(rf"\\frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
@@ -102,7 +105,7 @@ def _same_words(answer: str, truth: str) -> bool | None:
     r"""Whether two answers are the same words, which may stand without ``\text``; None for mathematics."""
     words, other_words = _words(answer), _words(truth)
     if words is None and other_words is None:
-        return True if _same_bare_words(answer.strip(), truth.strip()) else None
+        return _same_bare_words(answer.strip(), truth.strip())
     if words is None and _BARE_WORDS.fullmatch(answer.strip()):
         words = _in_one_case(answer.strip())
     if other_words is None and _BARE_WORDS.fullmatch(truth.strip()):
@@ -110,14 +113,26 @@ def _same_words(answer: str, truth: str) -> bool | None:
     return words == other_words
 
 
-def _same_bare_words(answer: str, truth: str) -> bool:
-    r"""Whether two texts without ``\text`` are words, and the same ones apart from case.
+def _same_bare_words(answer: str, truth: str) -> bool | None:
+    r"""Whether two texts without ``\text`` are the same words apart from case; None for mathematics.
 
     ``Ab`` and ``ab`` are products of letters, and different. A text therefore counts as words if one of its words is
     hardly a product.
+
+    Raises:
+        NotUnderstoodError: the texts have the same letters in another order, such as ``HTH`` and ``HHT`` or ``saw`` and
+            ``was``. As words or sequences they differ; as products they are equal.
     """
-    is_words = _BARE_WORDS.fullmatch(answer) and _BARE_WORDS.fullmatch(truth)
-    return bool(is_words and _HARDLY_A_PRODUCT.search(answer)) and _in_one_case(answer) == _in_one_case(truth)
+    if not _BARE_WORDS.fullmatch(answer) or not _BARE_WORDS.fullmatch(truth):
+        return None
+    is_words = _HARDLY_A_PRODUCT.search(answer) or _HARDLY_A_PRODUCT.search(truth)
+    if is_words and _in_one_case(answer) == _in_one_case(truth):
+        return True
+    letters, other_letters = (re.sub(r"\s+", "", text) for text in (answer, truth))
+    has_order = is_words or _CAPITALS.fullmatch(answer)
+    if has_order and letters != other_letters and sorted(letters) == sorted(other_letters):
+        raise NotUnderstoodError(answer)
+    return None
 
 
 def _words(text: str) -> str | None:

@@ -655,9 +655,10 @@ def test_a_run_is_not_told_to_change_its_algorithm_for_another_that_its_own_does
     assert not any("dagrpo" in line or "sampler" in line for line in finding.overrides), finding.overrides
 
 
+MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size"
 ONE_UPDATE = {
     "data.train_batch_size": 128,
-    "actor_rollout_ref.actor.ppo_mini_batch_size": 128,
+    MINI_BATCH: 128,
     "actor_rollout_ref.actor.ppo_epochs": 1,
 }
 
@@ -666,16 +667,19 @@ ONE_UPDATE = {
     ("changes", "is_advised"),
     [
         ({}, False),
-        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 256}, False),
-        ({"actor_rollout_ref.actor.ppo_mini_batch_size": 64}, True),
+        ({MINI_BATCH: 256}, False),
+        ({MINI_BATCH: 64}, True),
         ({"actor_rollout_ref.actor.ppo_epochs": 2}, True),
         ({"algorithm.rollout_correction.bypass_mode": True}, True),
         ({MODE: "gsd_separate_async", "trainer.v1.separate_async.parameter_sync_step": 2}, True),
         ({MODE: "gsd_sync", "trainer.v1.separate_async.parameter_sync_step": 2}, False),
+        # each part of a step has old log-probabilities of its own
+        ({MODE: "gsd_sync", "trainer.v1.sync.parameter_sync_step": 2, MINI_BATCH: 64}, False),
+        ({MODE: "gsd_sync", "trainer.v1.sync.parameter_sync_step": 2, MINI_BATCH: 32}, True),
         ({"data.train_batch_size": None}, True),
     ],
 )
 def test_a_clipping_bound_is_advised_only_if_ratios_differ_from_1(changes, is_advised):
-    """With one update per step, the policy is still that of the old log-probabilities."""
+    """With one update per old policy, the policy is still that of the old log-probabilities."""
     (finding,) = policy.entropy(table(entropy=falling(1, 0.01)), ONE_UPDATE | changes)
     assert any("clip_ratio_high" in override for override in finding.overrides) == is_advised

@@ -32,13 +32,18 @@ def _contradictions(config: DictConfig) -> Iterator[str]:
         config.data.train_batch_size,
     )
     loss, mini_batch = actor.policy_loss, actor.ppo_mini_batch_size
-    if loss.get("reference") == "old" and actor.ppo_epochs == 1 and mini_batch >= batch:
+    mode = str(config.trainer.v1.trainer_mode).removeprefix("gsd_")
+    parts = (config.trainer.v1.get(mode) or {}).get("parameter_sync_step", 1)
+    # In separate_async, all parts of a step share the old policy. In the other modes, each part has its own.
+    has_one_update = mini_batch * parts >= batch and not (mode == "separate_async" and parts > 1)
+    if loss.get("reference") == "old" and actor.ppo_epochs == 1 and has_one_update:
+        of_parts, part = ("", "step") if parts == 1 else (f" and trainer.v1.{mode}.parameter_sync_step={parts}", "part")
         yield (
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} with data.train_batch_size={batch}, "
-            "ppo_epochs=1 and policy_loss.reference=old: each step has one update, which starts from the old policy. "
-            "GVPO is then beta times REINFORCE with the group's mean as baseline. A demonstration is then a response "
-            "with a positive advantage, and nothing pulls the policy back from it. Set a smaller mini-batch. The "
-            "paper's is a quarter of the batch."
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini_batch} with data.train_batch_size={batch}{of_parts}, "
+            f"ppo_epochs=1 and policy_loss.reference=old: each {part} has one update, which starts from the old "
+            "policy. GVPO is then beta times REINFORCE with the group's mean as baseline. A demonstration is then a "
+            "response with a positive advantage, and nothing pulls the policy back from it. Set a smaller mini-batch. "
+            "The paper's is a quarter of the batch."
         )
     top_p, top_k = (value if isinstance(value, int | float) else 1 for value in (rollout.top_p, rollout.top_k or -1))
     if top_p < 1 or top_k > 0:

@@ -55,6 +55,8 @@ class Hadw(Extension):
         self._step_bank = self.bank  # the anchors that weigh the current step
         self._accuracy_sums: dict[str, float] = {}  # uid -> sum of accuracies, for groups of the current step
         self._metrics: dict[str, float] = {}
+        #: advantages, factors and whether the prompt is hard, of the weighed responses of each update of the step
+        self._weighed: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._responses: Counter[str] = Counter()  # by data source, while one range is for all of them
         self._sources_outside: set[str] = set()
         self._has_warned_of_range = False
@@ -134,26 +136,14 @@ class Hadw(Extension):
         return {"accuracy": columns[:, 0], "anchor": columns[:, 1]}
 
     def weight(self, rows: Rows, advantages: torch.Tensor) -> torch.Tensor:
-        """Phi, (N,). The method also collects metrics for ``end_step``."""
+        """Phi, (N,). A step can have several updates; ``end_step`` has the metrics of all of them."""
         if self.settings.preset == "off":
             return torch.ones_like(advantages)
         accuracy, anchor = rows.column("accuracy", "hadw"), rows.column("anchor", "hadw")
         phi = hadw_factor(advantages, accuracy, anchor, lambda_scale=self.settings.lambda_scale)
         counts = (advantages != 0) & ~anchor.isnan()
         if counts.any():
-            size, hard = advantages[counts].abs(), (accuracy < anchor)[counts]
-            right, weighed = advantages[counts] > 0, advantages[counts] * phi[counts]
-            self._metrics |= {
-                "hadw/phi/mean": float(phi[counts].mean()),
-                "hadw/phi/min": float(phi[counts].min()),
-                "hadw/phi/max": float(phi[counts].max()),
-                "hadw/weighed_over_unweighed": float(weighed.abs().mean() / size.mean()),
-                "hadw/net_advantage": float(weighed.mean()),
-                "hadw/cell/hard_right": float((hard & right).sum()),
-                "hadw/cell/hard_wrong": float((hard & ~right).sum()),
-                "hadw/cell/easy_right": float((~hard & right).sum()),
-                "hadw/cell/easy_wrong": float((~hard & ~right).sum()),
-            }
+            self._weighed.append((advantages[counts], phi[counts], (accuracy < anchor)[counts]))
         return phi
 
     def record(self, group: Group) -> dict[str, float | None]:
@@ -172,7 +162,8 @@ class Hadw(Extension):
         """Observe every group that left in the step, trained on or not. Only this method changes the anchors."""
         self._observe(left)
         metrics, self._metrics = self._metrics, {}
-        return metrics
+        weighed, self._weighed = self._weighed, []
+        return metrics | _metrics_of_factors(weighed)
 
     def _observe(self, left: Sequence[Group]) -> None:
         counts = self._counts(left)
@@ -282,6 +273,29 @@ def _range_override(source: str, ends: str) -> str:
     """
     name = re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", source)
     return f"'algorithm.gsd.hadw.accuracy_range={{{name}:{ends}}}'"
+
+
+def _metrics_of_factors(updates: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """``hadw/*`` of all responses of a step whose advantage is not 0.
+
+    Args:
+        updates: advantages, factors and whether the prompt is hard, (N,) each, for every update of the step.
+    """
+    if not updates:
+        return {}
+    advantages, phi, hard = (torch.cat(columns) for columns in zip(*updates, strict=True))
+    right, weighed = advantages > 0, advantages * phi
+    return {
+        "hadw/phi/mean": float(phi.mean()),
+        "hadw/phi/min": float(phi.min()),
+        "hadw/phi/max": float(phi.max()),
+        "hadw/weighed_over_unweighed": float(weighed.abs().mean() / advantages.abs().mean()),
+        "hadw/net_advantage": float(weighed.mean()),
+        "hadw/cell/hard_right": float((hard & right).sum()),
+        "hadw/cell/hard_wrong": float((hard & ~right).sum()),
+        "hadw/cell/easy_right": float((~hard & right).sum()),
+        "hadw/cell/easy_wrong": float((~hard & ~right).sum()),
+    }
 
 
 def _share_degenerate(groups: Sequence[Group]) -> float:

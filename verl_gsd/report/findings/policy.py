@@ -81,18 +81,20 @@ def _higher_clipping(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _never_clips(config: Mapping[str, Any]) -> bool:
-    """Whether each step has one update, whose policy ratio is exactly 1.
+    """Whether the policy ratio is exactly 1 in every update.
 
-    verl computes the old log-probabilities with the policy that it then updates, unless it takes those of the inference
-    engine.
+    verl computes the old log-probabilities of a step, or of each of its parts, with the policy that it then updates,
+    unless it takes those of the inference engine. A part with one update has no other ratio than 1.
     """
     names = (_TRAIN_BATCH, _MINI_BATCH, _EPOCHS)
     batch, mini_batch, epochs = (numeric_value(config, name) for name in names)
     if batch is None or mini_batch is None or epochs is None or config.get(_BYPASS) is True:
         return False
     mode = str(config.get("trainer.v1.trainer_mode")).removeprefix("gsd_")
-    has_parts = (numeric_value(config, f"trainer.v1.{mode}.parameter_sync_step") or 1) > 1  # several updates per step
-    return epochs == 1 and mini_batch >= batch and not has_parts
+    parts = numeric_value(config, f"trainer.v1.{mode}.parameter_sync_step") or 1
+    if mode == "separate_async" and parts > 1:  # all parts of a step have the old log-probabilities of its start
+        return False
+    return epochs == 1 and mini_batch * parts >= batch
 
 
 def _higher_entropy_bonus(config: Mapping[str, Any]) -> tuple[str, ...]:

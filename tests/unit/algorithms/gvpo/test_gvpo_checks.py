@@ -162,6 +162,19 @@ def test_the_audit_says_who_is_shown_and_what_becomes_of_silent_groups(compose_f
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "is_warned"),
+    [
+        ([], False),  # a quarter of the batch
+        (["+trainer.v1.sync.parameter_sync_step=4"], True),  # each part has an old policy and one update
+        (["+trainer.v1.sync.parameter_sync_step=4", "actor_rollout_ref.actor.ppo_mini_batch_size=3"], False),
+    ],
+)
+def test_the_audit_warns_of_gvpo_with_one_update_per_old_policy(compose_fast, words, is_warned):
+    config, _ = compose_fast("algo=gvpo", "task=arithmetic", "hardware=cpu", *words)
+    assert any("REINFORCE" in line for line in audit(config).lines()) is is_warned
+
+
 def test_gvpos_loss_under_another_algorithm_is_refused(check):
     with pytest.raises(ConfigError, match=r"loss_mode=gvpo without algorithm\.gsd\.gvpo: .*algo=gvpo"):
         check(f"{POLICY}.loss_mode=gvpo", algo="grpo")

@@ -362,6 +362,21 @@ def test_metrics_of_a_step():
     assert hadw.end_step([]) == {}, "they are taken once"
 
 
+def test_metrics_of_a_step_with_several_updates_are_those_of_all_its_responses():
+    """In gsd_separate_async, a step weighs parameter_sync_step batches."""
+    section, batches = {"preset": "soft"}, ([group(2), group(3)], [group(1)], [group(6)])
+    hadw, at_once = Hadw(section), Hadw(section)
+    for one in (hadw, at_once):
+        one.end_step([group(4)])
+    for batch in batches:
+        chained(hadw, batch, section)
+    every = [of for batch in batches for of in batch]
+    chained(at_once, every, section)
+    metrics, expected = hadw.end_step(every), at_once.end_step(every)
+    assert metrics == pytest.approx(expected)
+    assert (metrics["hadw/cell/hard_right"], metrics["hadw/cell/easy_right"]) == (6, 6)
+
+
 def test_a_penalty_does_not_hide_a_group_whose_responses_are_all_right():
     shaped = replace(group(8), rewards=group(8).rewards - 0.1 * np.arange(8))
     metrics = Hadw({"preset": "soft"}).end_step([shaped, group(3)])
