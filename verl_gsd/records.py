@@ -379,7 +379,8 @@ def is_silent(records: pa.Table) -> np.ndarray:
     """(N,) bool: whether the rewards of a group give no gradient. True for a group without responses.
 
     This is the record column ``silent``, which describes a group's own responses, except for groups with a
-    demonstration: they have a gradient unless dynamic sampling evicted them. Files of version 5 and older lack the
+    demonstration. Of these, a group has no gradient if dynamic sampling evicted it, if its ``mass`` is 0, or, where the
+    mass is not known, if its responses are all right, as the demonstration is. Files of version 5 and older lack the
     column. Their ``kind`` says whether the rewards are equal.
     """
     known = records["silent"]
@@ -387,7 +388,9 @@ def is_silent(records: pa.Table) -> np.ndarray:
         known = pc.fill_null(pc.coalesce(known, pc.not_equal(records["kind"], "mixed")), True)
     silent = known.to_numpy()
     has_demonstration = (float_column(records, "demonstrations") > 0) & (float_column(records, "size") > 0)
-    teaches = has_demonstration & pc.fill_null(pc.not_equal(records["fate"], "filtered"), True).to_numpy()
+    differs = pc.coalesce(pc.not_equal(records["mass"], 0), pc.not_equal(records["kind"], "all_right"))
+    evicted = pc.equal(records["fate"], "filtered")
+    teaches = has_demonstration & pc.fill_null(differs, True).to_numpy() & ~pc.fill_null(evicted, False).to_numpy()
     return silent & ~teaches
 
 

@@ -508,6 +508,22 @@ def test_tokens_of_groups_with_a_demonstration_are_not_silent():
     assert group_metrics(rows((joined, "filtered"), (group([1, 0]), "trained")))["group/frac_tokens_silent"] == 0.5
 
 
+def test_a_demonstration_teaches_nothing_beside_responses_that_are_all_right():
+    """With demonstrations.mode=always, every group has one. Where the mass is known, it tells."""
+    joined = [replace(group(rewards), demonstrations=1) for rewards in ([1, 1], [0, 0], [1, 1], [0, 0])]
+    table = rows(*((one, "trained") for one in joined))
+    assert is_silent(table).tolist() == [True, False, True, False]
+    mass = pa.array([0.0, 0.0, 0.5, 0.5])
+    known = table.set_column(table.schema.get_field_index("mass"), table.schema.field("mass"), mass)
+    assert is_silent(known).tolist() == [True, True, False, False]
+
+
+def test_the_reward_of_all_responses_is_there_if_a_demonstration_can_have_replaced_one():
+    joined, alone = replace(group([0, 0]), demonstrations=1), group([1, 0])
+    assert group_metrics(rows((joined, "trained"), (alone, "trained")))["group/reward/generated"] == 0.25
+    assert "group/reward/generated" not in group_metrics(rows((alone, "trained")))
+
+
 def test_metrics_count_every_fate_once():
     table = rows(
         (group([0, 0, 0, 1]), "trained"),

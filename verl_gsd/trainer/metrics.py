@@ -20,7 +20,17 @@ from verl_gsd.groups import Group
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.pass_at_k import pass_at_k_of_groups
 from verl_gsd.prompts import PromptStore, independent_prompts
-from verl_gsd.records import EASY, FATES, HARD, gradient_mass, is_graded, is_silent, rated_sources, valid_accuracies
+from verl_gsd.records import (
+    EASY,
+    FATES,
+    HARD,
+    float_column,
+    gradient_mass,
+    is_graded,
+    is_silent,
+    rated_sources,
+    valid_accuracies,
+)
 from verl_gsd.rundir import ENTROPY, GENERATED_REWARD, HELD_OUT_INDEPENDENT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 from verl_gsd.scalars import without_rounding
 from verl_gsd.trainer.rows import as_number
@@ -89,8 +99,8 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
           all have and no group is equal.
         - ``group/std/{mean,p10,p50,p90}``: standard deviation of the rewards.
         - ``group/frac_tokens_silent``: share of tokens in groups that teach nothing (``records.is_silent``).
-        - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on and no response
-          is of an earlier visit.
+        - ``group/reward/generated``: mean reward of all responses, if some groups were not trained on or have a
+          demonstration, and no response is of an earlier visit.
 
         For groups whose prompt was visited before:
 
@@ -135,8 +145,10 @@ def group_metrics(table: pa.Table) -> dict[str, float]:
     metrics["group/std/mean"] = float(std.mean())
     for percent in (10, 50, 90):
         metrics[f"group/std/p{percent}"] = float(np.percentile(std, percent))
-    # The rewards of earlier responses are in the group's mean, but they were not generated in this step.
-    if {"trained"} < set(table["fate"].to_pylist()) and not table["earlier"].to_numpy().any():
+    # A demonstration can replace a response, which verl's mean over the batch then lacks. The rewards of earlier
+    # responses are in the group's mean, but they were not generated in this step.
+    is_incomplete = {"trained"} < set(table["fate"].to_pylist()) or (float_column(table, "demonstrations") > 0).any()
+    if is_incomplete and not table["earlier"].to_numpy().any():
         metrics[GENERATED_REWARD] = float(np.average(table["mean"].to_numpy(), weights=size))
     tokens = table["tokens"].to_numpy()
     metrics["group/frac_tokens_silent"] = float(tokens[is_silent(table)].sum() / max(tokens.sum(), 1))

@@ -213,7 +213,8 @@ def revisited_prompts():
 
 def is_silent(row):
     if row["demonstrations"] and row["size"] and row["fate"] != "filtered":
-        return False
+        if (row["kind"] != "all_right") if row["mass"] is None else (row["mass"] != 0):
+            return False
     known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
     return True if known is None else known
 
