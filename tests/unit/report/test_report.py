@@ -212,9 +212,9 @@ def revisited_prompts():
 
 
 def is_silent(row):
-    if row["demonstrations"] and row["size"] and row["fate"] != "filtered":
-        if (row["kind"] != "all_right") if row["mass"] is None else (row["mass"] != 0):
-            return False
+    differs = row["kind"] != "all_right" if row["mass"] is None else row["mass"] != 0
+    if row["demonstrations"] and row["size"] and row["fate"] != "filtered" and differs:
+        return False
     known = row["kind"] != "mixed" if row["silent"] is None else row["silent"]
     return True if known is None else known
 
