@@ -172,7 +172,7 @@ def picture_of(name: str) -> Path:
 
 def draw(result: Mapping[str, Any], output: Path) -> None:
     """The curves of a study's runs if it has any, or else the gains over the baseline with their intervals."""
-    write_png(_curve_panels(result["curves"]) if result["curves"] else _gain_panels(result), output)
+    write_png(_curve_panels(result["curves"]) if result["curves"] else gain_panels(result), output)
 
 
 def _curve_panels(curves: Sequence[Mapping[str, Any]]) -> alt.ConcatChart:
@@ -190,20 +190,22 @@ def _curve_panels(curves: Sequence[Mapping[str, Any]]) -> alt.ConcatChart:
     return alt.concat(*panels, columns=2)
 
 
-def _gain_panels(result: Mapping[str, Any]) -> alt.HConcatChart:
+def gain_panels(result: Mapping[str, Any]) -> alt.HConcatChart:
     """One panel per task."""
-    rows: Sequence[dict[str, Any]] = [
-        {"task": row["task"], "arm": row["arm"], **{name: row["gain"][name] for name in ("mean", "low", "high")}}
-        for row in result["rows"]
-        if row["gain"]
-    ]
-    order = list(dict.fromkeys(row["arm"] for row in rows))
-    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("arm:N", sort=order, title=None))
+    compared = [row for row in result["rows"] if row["gain"]]
+    return alt.hconcat(
+        *(
+            _gain_panel(task, [row for row in compared if row["task"] == task])
+            for task in dict.fromkeys(row["task"] for row in compared)
+        )
+    )
+
+
+def _gain_panel(task: str, rows: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
+    points = [{"arm": row["arm"], **{name: row["gain"][name] for name in ("mean", "low", "high")}} for row in rows]
+    order = [point["arm"] for point in points]
+    base = alt.Chart(alt.Data(values=points)).encode(y=alt.Y("arm:N", sort=order, title=None))
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="gain over the baseline"), x2="high:Q")
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(x="mean:Q")
+    means = base.mark_point(filled=True, size=60, opacity=1).encode(x="mean:Q")
     zero = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4], color="#777777").encode(x=alt.datum(0))
-    panels = [
-        alt.layer(zero, bars, points).transform_filter(alt.datum.task == task).properties(width=240, title=task)
-        for task in dict.fromkeys(row["task"] for row in rows)
-    ]
-    return alt.hconcat(*panels)
+    return alt.layer(zero, bars, means).properties(width=240, title=task)

@@ -16,7 +16,18 @@ sys.path.append(str(ROOT / "benchmarks"))  # as the script has it
 from studies.analysis import analyse
 from studies.declaration import Arm, Study, Tuned
 from studies.ledger import LEDGER, TRACES, FinishedRun, append, read_ledger
-from studies.page import PAGE, README, RESULTS, draw, has_picture, markdown, picture_of, summary, with_table
+from studies.page import (
+    PAGE,
+    README,
+    RESULTS,
+    draw,
+    gain_panels,
+    has_picture,
+    markdown,
+    picture_of,
+    summary,
+    with_table,
+)
 from studies.runs import late_mean, main_cell, needed, rate_of, tune, tuning_cell
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py") if "STUDY = " in path.read_text())
@@ -275,6 +286,19 @@ def test_a_study_of_curves_shows_the_mean_and_the_range_over_runs():
 def test_a_study_draws_its_curves_or_its_gains(tmp_path, result):
     draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_panel_has_the_gains_of_its_task():
+    gains = {("a", "one"): 0.1, ("a", "two"): 0.2, ("b", "two"): 0.3}
+    rows = [
+        row_of(arm, gain={"mean": mean, "low": 0.0, "high": 1.0, "p_adjusted": 1.0}, task=task)
+        for (task, arm), mean in gains.items()
+    ]
+    shown = {}
+    for panel in gain_panels({"rows": [row_of("baseline", task="a"), *rows]}).to_dict()["hconcat"]:
+        points = [point for layer in panel["layer"] for point in layer.get("data", panel.get("data"))["values"]]
+        shown |= {(panel["title"], point["arm"]): point["mean"] for point in points if point}
+    assert shown == gains
 
 
 @pytest.mark.parametrize("name", NAMES)
