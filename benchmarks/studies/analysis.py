@@ -68,20 +68,7 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
     for name, row in compared.items():
         row["gain"]["p_adjusted"] = adjusted[name]
     return {
-        "study": {
-            name: getattr(study, name)
-            for name in (
-                "name",
-                "question",
-                "hypothesis",
-                "measure",
-                "tuning",
-                "spread",
-                "correction",
-                "seeds",
-                "steps",
-            )
-        },
+        "study": {name: getattr(study, name) for name in _STATED},
         "machine": publishing.machine(),
         "date": datetime.date.today().isoformat(),
         "missing": missing,
