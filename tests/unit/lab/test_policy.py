@@ -6,7 +6,15 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from verl_gsd.lab.training.policy import TokenSampling, end_tokens, read_prompts, sample_responses, score_responses
+from verl_gsd.lab.training import policy
+from verl_gsd.lab.training.policy import (
+    TokenSampling,
+    end_tokens,
+    read_many_prompts,
+    read_prompts,
+    sample_responses,
+    score_responses,
+)
 from verl_gsd.tasks.byte_llama import build_tokenizer
 
 VOCABULARY, EOS = 7, 0
@@ -58,6 +66,19 @@ def test_shared_prompts_give_the_log_probabilities_and_entropies_of_separate_row
         log_probs, entropy = plain(model, PROMPTS[prompt], response, temperature)
         torch.testing.assert_close(scores.log_probs[row, : len(response)], log_probs, check_dtype=False)
         torch.testing.assert_close(scores.entropy[row, : len(response)], entropy, check_dtype=False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_prompts_read_in_parts_by_length_give_the_scores_of_one_pass(model, size, monkeypatch):
+    monkeypatch.setattr(policy, "_PROMPTS", size)
+    prompt_of, responses = torch.tensor([prompt for prompt, _ in ROWS]), padded([response for _, response in ROWS])
+    ours, reference = (
+        score_responses(model, read(model, PROMPTS), prompt_of, responses, with_entropy=True)
+        for read in (read_many_prompts, read_prompts)
+    )
+    torch.testing.assert_close(ours.log_probs, reference.log_probs)
+    torch.testing.assert_close(ours.entropy, reference.entropy)
+    assert not ours.log_probs.requires_grad
 
 
 def test_shared_prompts_give_the_gradient_of_separate_rows(model):

@@ -16,6 +16,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, DynamicCache, GenerationConfig
 
 Tokens = Sequence[int]
+#: Prompts per pass of ``read_many_prompts``. Measured with 1,024 prompts of the embedded task: 64 are the fastest.
+_PROMPTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,34 @@ def read_prompts(model: Any, prompts: Sequence[Tokens]) -> Prefix:
     )
     layers = tuple((layer.keys, layer.values) for layer in cache.layers)
     return Prefix(layers, mask, output.logits[:, -1])
+
+
+@torch.no_grad()
+def read_many_prompts(model: Any, prompts: Sequence[Tokens]) -> Prefix:
+    """The same for many prompts, without gradients, and equal up to rounding. Padding costs less time.
+
+    Each pass reads prompts of similar length.
+    """
+    longest = max(map(len, prompts))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    parts = [order[start : start + _PROMPTS] for start in range(0, len(order), _PROMPTS)]
+    read = [read_prompts(model, [prompts[number] for number in part]) for part in parts]
+    back = torch.argsort(torch.tensor(order)).to(read[0].mask.device)
+
+    def whole(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+        """One tensor in the order of the prompts, padded on the left of ``dim``, the dimension of tokens."""
+        padded = []
+        for tensor in tensors:
+            shape = list(tensor.shape)
+            shape[dim] = longest - shape[dim]
+            padded.append(torch.cat([tensor.new_zeros(shape), tensor], dim=dim))
+        return torch.cat(padded)[back]
+
+    layers = tuple(
+        (whole([keys for keys, _ in layer], 2), whole([values for _, values in layer], 2))
+        for layer in zip(*(part.cache for part in read), strict=True)
+    )
+    return Prefix(layers, whole([part.mask for part in read], 1), torch.cat([part.logits for part in read])[back])
 
 
 def response_logits(model: Any, prefix: Prefix, prompt_of: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:

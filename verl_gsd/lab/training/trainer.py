@@ -44,6 +44,7 @@ from verl_gsd.lab.training.policy import (
     TokenSampling,
     continue_prompts,
     end_tokens,
+    read_many_prompts,
     read_prompts,
     score_responses,
 )
@@ -507,8 +508,7 @@ class LabTrainer:
         generator = torch.Generator().manual_seed(int(state))
         for start in range(0, len(self.held_out), _VALIDATION_PROMPTS):
             part = self.held_out.part(start, start + _VALIDATION_PROMPTS)
-            with torch.no_grad():
-                prefix = read_prompts(self.module, part.ids)
+            prefix = read_many_prompts(self.module, part.ids)
             sampled = iter(self._continue(prefix, [count] * len(part), sampling, generator))
             for number, (source, _) in enumerate(part.keys):
                 row = part.row(number)
