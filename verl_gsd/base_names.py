@@ -120,7 +120,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("step", "groups", "rollouts", "tokens", "tokens_per_response", "lost_rewards", "accuracy", "sigma"),
         *("reward", "reward_spread", "unrated", "without_acc"),
         "entropy",
-        *("mixed", "all_right", "all_wrong", "equal", "silent", "shaped", "alone", "demonstrated", "failed"),
+        *("mixed", "all_right", "all_wrong", "equal", "silent", "shaped", "graded", "alone", "demonstrated", "failed"),
         *("rollouts_taught", "rollouts_silent", "rollouts_filtered"),
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),

@@ -24,7 +24,8 @@ ColumnType = Literal["bool", "int32", "int64", "float64", "string", "binary"]
 ValueFormat = Literal["number", "share", "large"]
 #: Findings of a report for which an extension can suggest a remedy. ``silent``: many groups have equal rewards.
 #: ``all_wrong``: most of these are all wrong. ``unstable``: the gradient norm spikes, or the loss oscillates.
-Problem = Literal["silent", "all_wrong", "unstable"]
+#: ``partial_credit``: rewards differ by more than right and wrong, and the advantage divides by their deviation.
+Problem = Literal["silent", "all_wrong", "unstable", "partial_credit"]
 
 #: ``Conflict.setting`` for a conflict with every other extension that weighs advantages.
 WEIGHS = "weighs"

@@ -15,6 +15,7 @@ from verl_gsd.report.sections.extensions import extension_sections
 from verl_gsd.report.sections.headline import headline_section
 from verl_gsd.report.sections.prompts import prompts_section
 from verl_gsd.report.sections.settings import settings_section
+from verl_gsd.report.sections.studies import studies_section
 from verl_gsd.report.sections.summary import findings_section, runs_section
 from verl_gsd.report.sections.view import RunView, SectionBuilder
 from verl_gsd.rundir import is_rehearsal
@@ -24,6 +25,7 @@ SECTION_BUILDERS: tuple[SectionBuilder, ...] = (
     headline_section,
     findings_section,
     runs_section,
+    studies_section,
     settings_section,
     policy.accuracy,
     groups.diversity,

@@ -56,6 +56,7 @@ def step_table(run: RunData) -> Columns:
       ``is_silent``; ``alone`` is a group of one response.
     - ``shaped``: share of the groups whose verdicts are equal and whose rewards differ. Only groups of the visit's own
       responses count: the verdicts of a group do not include earlier responses and demonstrations, but its rewards do.
+      ``graded``: the same, with the groups in which a response is partly right.
     - ``sigma``: mean standard deviation of a group's rewards.
     - ``rollouts_<use>``, ``tokens_<use>``: numbers, for each use in ``USES``. ``failed``: share of all groups.
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
@@ -232,6 +233,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
     silent, demonstrations = is_silent(records), float_column(records, "demonstrations")
     has_others = (rollouts < size) | (demonstrations > 0)
     is_shaped = ~is_one_of(records, "kind", "mixed") & ~silent
+    is_partly_right = np.nan_to_num(float_column(records, "partial")) > 0
     return {
         "groups": sums.count(np.ones(len(size), dtype=bool)).astype(float),
         "rollouts": sums.total(rollouts),
@@ -241,6 +243,7 @@ def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
         **{kind: sums.mean(is_kind, has_responses) for kind, is_kind in kinds.items()},
         "silent": sums.mean(silent.astype(float), has_responses),
         "shaped": sums.mean(is_shaped.astype(float), has_responses & ~has_others),
+        "graded": sums.mean((is_shaped | is_partly_right).astype(float), has_responses & ~has_others),
         "alone": sums.mean((size == 1).astype(float), has_responses),
         "sigma": sums.mean(std, has_responses),
         "reward": reward,

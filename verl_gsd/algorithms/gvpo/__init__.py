@@ -42,6 +42,7 @@ register(
         check="verl_gsd.algorithms.gvpo.checks:check_gvpo",
         report=report.REPORT,
         findings="verl_gsd.algorithms.gvpo.findings:FINDERS",
+        remedies={"partial_credit": "algo=gvpo  # learned more from partial credit (study methods)"},
         report_order=30,
         unused_keys="verl_gsd.algorithms.gvpo.unused_keys:UNUSED_KEYS",
         audit="verl_gsd.algorithms.gvpo.audit:gvpo_effect",
