@@ -49,7 +49,7 @@ RECORD_COLUMNS: tuple[RecordColumn, ...] = (
         "f^(2 - 2 alpha) below it (`verl_gsd/dial.py`). Null without responses, with `algorithm.use_kl_in_reward=true`"
         ", and where the estimator has no gain.",
     ),
-    RecordColumn("tokens", "int64", "Tokens of all responses."),
+    RecordColumn("tokens", "int64", "Tokens that the policy wrote, of all responses. What tools wrote does not count."),
     RecordColumn(
         "demonstrations",
         "int32",

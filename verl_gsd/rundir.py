@@ -1,7 +1,8 @@
 """The files of a run: where each of them is, and how its metrics are read back.
 
     RUN/config.yaml              the resolved config of the newest attempt
-    RUN/overrides.yaml           the command line it was composed from
+    RUN/configs/attempt_A.yaml   the resolved config of attempt A
+    RUN/overrides.yaml           the command line of the newest attempt
     RUN/signature                shows that this user started the run in this folder (run/trust.py)
     RUN/metrics/attempt_A.jsonl  one line per step with every scalar that verl logs, the first validation included
     RUN/logs/attempt_A.log       everything that verl, Ray and vLLM printed
@@ -88,6 +89,10 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    def attempt_config(self, attempt: int) -> Path:
+        """Runs of older versions and of the laboratory do not have it."""
+        return self.path / "configs" / f"attempt_{attempt}.yaml"
 
     @property
     def overrides(self) -> Path:

@@ -84,6 +84,7 @@ def answered(uid, sessions, step, outputs=1, tag=None, **further):
                     "position_ids": torch.arange(len(ids)),
                     "rm_scores": scores,
                     "metrics": {"compute_score": 0.5},
+                    "num_turns": 2,
                     "extra_fields": {"raw": "kept", "reward_extra_info": {"acc": session / 2, "why": "text"}},
                     "multi_modal_inputs": {},
                     "session_id": session,

@@ -156,7 +156,7 @@ class Run:
                 info = {"acc": accuracy}
                 if session in visit.lost:
                     reward, info = 0.0, FAILURE.as_extra_info()
-                columns = {"rm_scores": torch.tensor([0.0, reward]), "metrics": {}}
+                columns = {"rm_scores": torch.tensor([0.0, reward]), "metrics": {}, "num_turns": 2}
                 rows[f"{uid}_{session}_0"] = columns | {"extra_fields": {"reward_extra_info": info}}
             self._put(uid, rows, {key: {"status": "success", "response_len": 2} for key in rows})
         return uids

@@ -62,8 +62,12 @@ def put(
     unverified=None,
     lost=(),
     doubtful=None,
+    tools=(),
 ):
-    """A prompt's rows and status, as an agent loop worker writes them; the rewards of sessions ``lost`` failed."""
+    """A prompt's rows and status, as an agent loop worker writes them; the rewards of sessions ``lost`` failed.
+
+    ``tools`` has the number of tokens per response that a tool wrote.
+    """
     keys, fields, tags = [], [], []
     for (session, score), output in itertools.product(enumerate(scores), range(outputs)):
         keys.append(f"{uid}_{session}_{output}")
@@ -74,7 +78,10 @@ def put(
         info |= {} if doubtful is None else {"doubtful": doubtful[session]}
         info = FAILURE.as_extra_info() if session in lost else info
         prompt = {"data_source": "math", "index": 17}
-        fields.append(prompt | {"rm_scores": tokens, "extra_fields": {"reward_extra_info": info}, "metrics": MEASURED})
+        mask = torch.ones(2 + session, dtype=torch.int64)
+        mask[: tools[session] if tools else 0] = 0
+        columns = {"rm_scores": tokens, "response_mask": mask, "num_turns": 4 if tools else 2, "metrics": MEASURED}
+        fields.append(prompt | columns | {"extra_fields": {"reward_extra_info": info}})
         tags.append({"status": "success", "response_len": 2 + session})
     if keys:
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
@@ -122,6 +129,15 @@ def test_the_last_output_speaks_for_a_session():
     built._sync_metadata_from_transfer_queue()
     assert seam.whole[0].rewards.tolist() == [1.0, 0.0]
     assert seam.whole[0].tokens.tolist() == [22, 33], "the tokens of all its outputs count"
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_tokens_are_those_that_the_policy_wrote(outputs):
+    built, seam, _ = buffer()
+    put("a1", [1.0, 0.0, 0.5], outputs=outputs, tools=[1, 0, 3])
+    put("b2", [1.0, 0.0])
+    built._sync_metadata_from_transfer_queue()
+    assert [group.tokens.tolist() for group in seam.whole] == [[1 * outputs, 3 * outputs, 1 * outputs], [2, 3]]
 
 
 def test_dynamic_sampling_filters_silent_groups_and_drops_the_surplus():

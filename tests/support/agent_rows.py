@@ -131,6 +131,7 @@ def answer(uid, problem, tokenizer, texts, *, verdicts=None, penalties=None, ste
                     "position_ids": torch.arange(len(ids)),
                     "rm_scores": scores,
                     "metrics": {"compute_score": 0.5},
+                    "num_turns": 2,
                     "rollout_log_probs": torch.full((len(tokens),), -0.5),
                     "extra_fields": {"reward_extra_info": {"acc": accuracy, "score": accuracy}},
                     "session_id": session,

@@ -85,7 +85,9 @@ class CardFacts:
         dtype: the precision of the weights.
         choices: the words of the command line that chose the algorithm, the recipe and the task, for example
             ``algo=grpo``.
-        settings: values by dotted key.
+        settings: values by dotted key, at the last step.
+        earlier: (last step, settings) of each attempt of the run before that, oldest first. Settings are None if they
+            are not known.
         train, held_out: the data files.
         accuracies: of the run's validations, per data source.
         validation: how the validations sampled; empty if it is unknown.
@@ -100,6 +102,7 @@ class CardFacts:
     dtype: str
     choices: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Sequence[tuple[int, Mapping[str, Any] | None]] = ()
     train: Sequence[CardFile] = ()
     held_out: Sequence[CardFile] = ()
     accuracies: Sequence[HeldOut] = ()
@@ -271,10 +274,26 @@ def render(facts: CardFacts, name: str) -> str:
         "## Settings\n",
         f"{f'Chosen by {chosen}. ' if chosen else ''}Keys of the run's config, without paths and URLs:\n",
         f"```yaml\n{yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True)}```\n",
+        *_earlier_settings(facts),
         "## Versions\n",
         _versions(facts),
     ]
     return "\n".join(parts)
+
+
+def _earlier_settings(facts: CardFacts) -> list[str]:
+    """What was set in another way before the run was resumed."""
+    parts = []
+    for last, settings in facts.earlier:
+        if settings is None:
+            parts.append(f"Settings up to step {last} are not known; a resume can have changed them.\n")
+            continue
+        keys = dict.fromkeys([*settings, *facts.settings])
+        others = {key: settings.get(key) for key in keys if settings.get(key) != facts.settings.get(key)}
+        if others:
+            listed = yaml.safe_dump(others, sort_keys=False, allow_unicode=True)
+            parts.append(f"Up to step {last}, these were different:\n\n```yaml\n{listed}```\n")
+    return parts
 
 
 def _is_on_hub(facts: CardFacts) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from verl_gsd.checkpoints import step_of
 from verl_gsd.dotted_keys import value_at
@@ -11,7 +12,7 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
 from verl_gsd.export.checkpoint import check_not_rehearsal, open_checkpoint
 from verl_gsd.export.weights import architecture_of, origins_of, write_adapter, write_model
-from verl_gsd.rundir import RunDirectory
+from verl_gsd.rundir import TRAINED, MetricsReader, RunDirectory
 from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder
 
@@ -59,11 +60,12 @@ def export(
     """
     check_target(folder)
     run = RunDirectory(checkpoint.parent)
-    config = run.read_yaml(run.config)
-    check_not_rehearsal(checkpoint, config)
+    newest = run.read_yaml(run.config)
+    check_not_rehearsal(checkpoint, newest)
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")
+    config, earlier = _configs(run, step, newest)
     base_name = card.base_name(base or value_at(config, "actor_rollout_ref.model.path"))
     origins = origins_of(config, distrust=distrust, base=base)
     with open_checkpoint(checkpoint, distrust) as opened, atomic_folder(folder, replace=False) as building:
@@ -80,6 +82,9 @@ def export(
             dtype,
             choices=card.choices(run.read_yaml(run.overrides)),
             settings=card.public_settings(config),
+            earlier=[
+                (last, card.public_settings(of_part) if of_part is not None else None) for last, of_part in earlier
+            ],
             train=card.data_files(value_at(config, "data.train_files"), read=is_followed),
             held_out=card.data_files(value_at(config, "data.val_files"), read=is_followed),
             accuracies=card.read_accuracies(run, step, prompts),
@@ -92,3 +97,26 @@ def export(
             trained_with_torch=saved_torch_version(checkpoint),
         )
         (building / "README.md").write_text(card.render(facts, name), encoding="utf-8")
+
+
+def _configs(run: RunDirectory, step: int, newest: Any) -> tuple[Any, list[tuple[int, Any]]]:
+    """The config with which ``step`` was trained, and (last step, config) of each attempt before it, oldest first.
+
+    A config is None if it is not known: an older version did not keep those of earlier attempts. For ``step`` it is
+    then the newest one.
+    """
+    parts: list[tuple[int, Any]] = []
+    attempts, end = run.attempts(), step
+    for attempt in reversed(attempts):
+        lines = MetricsReader(run.metrics(attempt), skip_damaged=True).new()
+        steps = [number for number, scalars in lines if TRAINED in scalars and number <= end]
+        if steps:
+            own = run.read_yaml(run.attempt_config(attempt))
+            parts.append((max(steps), own if own is not None or attempt != attempts[-1] else newest))
+            end = min(steps) - 1
+    if not parts:
+        return newest, []
+    (_, config), *earlier = parts
+    if config is None:
+        return newest, [(step, None)]
+    return config, earlier[::-1]

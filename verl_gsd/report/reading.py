@@ -21,9 +21,12 @@ from verl_gsd.extension import declarations
 from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.report.responses import Distrust, ResponseReader, StoredGroups, unknown_origin
 from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
+from verl_gsd.scalars import is_number
 
 #: Column name -> values. All columns have the same length.
 Columns = dict[str, np.ndarray]
+#: Column of the metrics with the maximum length of responses. A resume can change it.
+LONGEST = "max_response_length"
 
 #: Columns of the records that a report reads only if an extension declares a figure from them.
 _UNREAD = {"attempt"}
@@ -40,7 +43,7 @@ class RunData:
         records: one row per group (``records.schema``), without columns that no figure of the report needs, and
             without the accuracies of data sources that have values outside [0, 1] (``records.with_valid_accuracies``).
             With an estimator that has no group baseline, only groups that dynamic sampling evicted are ``silent``.
-        metrics: ``step`` (int64), and verl's metrics by name (float64), NaN at steps without a value.
+        metrics: ``step`` (int64), verl's metrics by name (float64), and ``LONGEST``; NaN at steps without a value.
         config: dotted key -> value; empty if there is no config.
         attempts: the number of attempts: the start and each resume.
         skipped: one sentence per file or step that could not be read.
@@ -101,14 +104,25 @@ class RunReader:
         attempts = self._run.attempts()
         for attempt in attempts:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
-        metrics = _metrics_columns([self._metrics[attempt].read(skipped) for attempt in attempts])
-        config = _read_config(self._run, skipped)
+        config = _read_config(self._run, self._run.config, skipped)
+        lines = [self._metrics[attempt].read(skipped) for attempt in attempts]
+        metrics = _metrics_columns(lines, [self._longest(attempt, config, skipped) for attempt in attempts])
         if not has_group_baseline(config.get(ESTIMATOR)):
             records = _without_silent_groups(records)
         words = _read_words(self._run, skipped)
         steps = {*metrics["step"].tolist(), *pc.unique(records["step"]).to_pylist()}
         stored = self._responses.read(config, steps, skipped)
         return RunData(name, records, metrics, config, len(attempts), tuple(skipped), words, stored)
+
+    def _longest(self, attempt: int, config: Mapping[str, Any], skipped: list[str]) -> float:
+        """The maximum length of responses in an attempt; NaN if it is not known.
+
+        Args:
+            config: that of the newest attempt.
+        """
+        own = _read_config(self._run, self._run.attempt_config(attempt), skipped)
+        value = (own or (config if attempt == max(self._run.attempts()) else {})).get("data.max_response_length")
+        return float(value) if is_number(value) else math.nan
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
@@ -171,18 +185,25 @@ class _MetricsLines:
         return self._lines
 
 
-def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]]) -> Columns:
-    """Merge the metrics of all attempts. A resume replaces later steps of earlier attempts, as in ``records``."""
-    steps = merge_metrics(attempts)
+def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]], longest: Sequence[float]) -> Columns:
+    """Merge the metrics of all attempts. A resume replaces later steps of earlier attempts, as in ``records``.
+
+    Args:
+        longest: of each attempt, for the column ``LONGEST``.
+    """
+    steps = merge_metrics(
+        [(step, scalars | {LONGEST: most}) for step, scalars in lines]
+        for lines, most in zip(attempts, longest, strict=True)
+    )
     order = list(steps)
     names = dict.fromkeys(name for step in order for name in steps[step])
     columns = {name: np.array([steps[step].get(name, math.nan) for step in order], dtype=float) for name in names}
     return {"step": np.array(order, dtype=np.int64)} | columns
 
 
-def _read_config(run: RunDirectory, skipped: list[str]) -> dict[str, Any]:
+def _read_config(run: RunDirectory, path: Path, skipped: list[str]) -> dict[str, Any]:
     try:
-        content = run.read_yaml(run.config)
+        content = run.read_yaml(path)
     except ValueError as error:
         skipped.append(str(error))
         return {}

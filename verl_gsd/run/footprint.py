@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.config.attention import SDPA
+from verl_gsd.hub_cache import cached_config
 from verl_gsd.planning.footprint import Footprint
 from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.run.checks.parallelism import attention_of, model_config, sequence_parallel
@@ -20,15 +21,21 @@ MEMORY_OF_A_GPU = (
 
 
 def shape_of(config: DictConfig) -> Shape | None:
-    """The shape of the policy: from its local folder, or a known model of a recipe; None if it is not known."""
+    """The shape of the policy; None if it is not known.
+
+    It comes from the model's folder, the table of known models, or the cache of downloaded ones.
+    """
     return shape_of_model(str(config.actor_rollout_ref.model.path))
 
 
 def shape_of_model(path: str) -> Shape | None:
     """As ``shape_of``, for any model."""
-    if not (Path(path).expanduser() / "config.json").is_file():
-        return SHAPES.get(path)
-    return Shape.of(model_config(path))
+    if (Path(path).expanduser() / "config.json").is_file():
+        return Shape.of(model_config(path))
+    if path in SHAPES:
+        return SHAPES[path]
+    cached = cached_config(path)
+    return None if cached is None else Shape.of(model_config(str(cached.parent)))
 
 
 def gpu_memory_gib(config: DictConfig) -> float | None:

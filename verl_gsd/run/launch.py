@@ -114,6 +114,7 @@ def new_attempt(
             if before:
                 _restore(run, before)
                 run.log(attempt).unlink(missing_ok=True)
+                run.attempt_config(attempt).unlink(missing_ok=True)
             else:
                 shutil.rmtree(run.path)  # created above
             raise
@@ -129,10 +130,11 @@ def _prepare(run: RunDirectory, attempt: int, config: DictConfig, overrides: lis
         ConfigError: a file cannot be written.
     """
     try:
-        for folder in (run.metrics(attempt).parent, run.log(attempt).parent):
+        for folder in (run.metrics(attempt).parent, run.log(attempt).parent, run.attempt_config(attempt).parent):
             folder.mkdir(exist_ok=True)
         _add_environment(config, _logger_environment(run, attempt))
         write_yaml(config, run.config)
+        write_yaml(config, run.attempt_config(attempt))
         trust.write_words(run, to_yaml(overrides))
         if resuming:
             _remove_partial_files(run)

@@ -30,16 +30,20 @@ from verl_gsd.trainer.rows import (
     uid_of,
 )
 
+#: verl's ``num_turns`` of a question and its answer.
+_ONE_TURN = 2
+
 
 def read_groups(
     uids: list[str], rows: RowStore, prompt_of: Callable[[str], PromptKey]
 ) -> tuple[list[Group], Rewards, list[str]]:
-    """Read the groups ``uids``, whose sessions have all ended, with one read of ``rows``.
+    """Read the groups ``uids``, whose sessions have all ended, with one read of ``rows`` if responses have one turn.
 
     The last output of a session represents the session; the tokens of all its outputs count. A response of an earlier
     visit has a reward, but neither accuracy nor tokens, because the earlier visit counted them. A demonstration has
     none of these; its tags have those of the response that it replaced, and what the verifier reported about it. A
-    response with a failed reward is not in its group.
+    response with a failed reward is not in its group. Tokens are those that the policy wrote: what tools and users said
+    in between does not count.
 
     Args:
         prompt_of: the prompt of each visit.
@@ -50,6 +54,8 @@ def read_groups(
     wanted = set(uids)
     last: defaultdict[str, dict[int, str]] = defaultdict(dict)  # uid -> session -> row key
     tokens: dict[str, int] = defaultdict(int)  # by uid_session
+    outputs: list[str] = []  # row keys of what was generated in this visit
+    one_turn: set[str] = set()  # row keys of responses that the policy alone wrote
     demonstrations: dict[str, int] = defaultdict(int)
     for key, tag in rows.tags.items():
         uid, session = uid_of(key), session_number(key)
@@ -62,7 +68,9 @@ def read_groups(
         other = last[uid].get(session)
         if other is None or output_number(other) < output_number(key):
             last[uid][session] = key
-        tokens[session_of(key)] += 0 if GENERATED_IN in tag or DEMONSTRATED_BY in tag else tag["response_len"]
+        if GENERATED_IN not in tag and DEMONSTRATED_BY not in tag:
+            outputs.append(key)
+            tokens[session_of(key)] += tag["response_len"]
     representatives = [key for uid in uids for key in last[uid].values()]
     rewards: dict[str, float] = {}
     accuracies: dict[str, float] = {}
@@ -75,7 +83,10 @@ def read_groups(
             reports[key] = rows.tags[key].get(REPLACED_REPORT, {})  # rows of older checkpoints lack it
     read = [key for key in representatives if key not in rewards]
     if read:
-        for key, row in zip(read, rows.read(read, ["rm_scores", "extra_fields", "metrics"]), strict=True):
+        columns = ["rm_scores", "extra_fields", "metrics", "num_turns"]
+        for key, row in zip(read, rows.read(read, columns), strict=True):
+            if int(row["num_turns"]) == _ONE_TURN:
+                one_turn.add(key)
             rewards[key] = float(row["rm_scores"].double().sum())
             info = row["extra_fields"].get("reward_extra_info") or {}
             if GENERATED_IN in rows.tags[key]:
@@ -87,6 +98,10 @@ def read_groups(
             seconds += [] if waited is None else [float(waited)]  # None: the agent loop returned the reward
             if failure := failure_of_row(rewards[key], info):
                 lost[key] = LostReward(*prompt_of(uid_of(key)), failure, by_agent_loop=MARK not in info)
+    if several := [key for key in outputs if key not in one_turn]:
+        # verl's tag counts what tools and users wrote. The mask of the loss leaves it out.
+        for key, row in zip(several, rows.read(several, ["response_mask"]), strict=True):
+            tokens[session_of(key)] += int(row["response_mask"].sum()) - rows.tags[key]["response_len"]
     groups = []
     for uid in uids:
         keys = [key for key in last[uid].values() if key not in lost]

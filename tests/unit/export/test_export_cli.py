@@ -52,6 +52,32 @@ def run(tmp_path, model):
     return run
 
 
+def test_a_card_has_the_settings_of_its_steps_and_not_of_a_later_resume(run, tmp_path):
+    """Attempt 1 trained steps 1 to 3, attempt 2 resumed from step 2, attempt 3 from step 4."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "configs").mkdir()
+    (run / "metrics" / "attempt_1.jsonl").unlink(missing_ok=True)
+    for attempt, steps, rate in ((1, (1, 2, 3), 1e-6), (2, (3, 4), 2e-6), (3, (5,), 3e-6)):
+        config["actor_rollout_ref"]["actor"] = {"optim": {"lr": rate}}
+        (run / "configs" / f"attempt_{attempt}.yaml").write_text(yaml.safe_dump(config))
+        lines = [{"step": step, "data": {"training/global_step": step, ACCURACY: 0.5}} for step in steps]
+        path = RunDirectory(run).metrics(attempt)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    cards = {}
+    for step in (2, 4):
+        export(run / f"global_step_{step}", tmp_path / f"out_{step}")
+        cards[step] = (tmp_path / f"out_{step}" / "README.md").read_text()
+    settings = {step: text.partition("## Settings")[2].partition("## Versions")[0] for step, text in cards.items()}
+    assert "lr: 1.0e-06" in settings[2] and "Up to step" not in settings[2]
+    now, earlier = settings[4].split("Up to step 2, these were different:")
+    assert "lr: 2.0e-06" in now and "lr: 1.0e-06" in earlier and "3.0e-06" not in settings[4]
+    (run / "configs" / "attempt_1.yaml").unlink()
+    export(run / "global_step_4", tmp_path / "unknown")
+    assert "Settings up to step 2 are not known" in (tmp_path / "unknown" / "README.md").read_text()
+
+
 def export(*words, code=0):
     done = CliRunner().invoke(app, ["export", *map(str, words)], env={"COLUMNS": "300"})
     assert done.exit_code == code, done.output + done.stderr

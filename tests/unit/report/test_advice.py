@@ -20,7 +20,10 @@ from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.findings.lengths import MAX_PROMPT, MAX_RESPONSE, doubled
 from verl_gsd.report.reading import read_run
 from verl_gsd.report.steps import step_table
+from verl_gsd.run.checks.memory import check_memory
 from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
+from verl_gsd.run.compose import compose_config, parse_line, resolve
+from verl_gsd.run.sizing import apply_sizing
 
 STEPS = 30
 ACTOR, REWARDS = "actor_rollout_ref.actor", "reward.reward_model"
@@ -307,6 +310,41 @@ def test_a_longer_response_gets_the_micro_batch_that_it_needs():
     assert f" {key}=17408  #" in doubled(config | {key: 16384}, MAX_RESPONSE, "why")[0]
     assert key not in doubled(config | {key: 17408}, MAX_RESPONSE, "why")[0]
     assert key not in doubled(config | {key: 16384, f"{ACTOR}.use_dynamic_bsz": False}, MAX_RESPONSE, "why")[0]
+
+
+def test_a_longer_response_raises_the_limits_of_log_probabilities_too():
+    config = {MAX_PROMPT: 1024, MAX_RESPONSE: 2048, f"{ACTOR}.use_dynamic_bsz": True}
+    room, own, reference = (
+        f"{ACTOR}.ppo_max_token_len_per_gpu",
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+    )
+    (advice,) = doubled(config | {room: 3072, own: 4096, reference: 6000}, MAX_RESPONSE, "why")
+    assert f" {room}=5120 {own}=5120  #" in advice and reference not in advice
+    (parallel,) = doubled(
+        config | {room: 768, own: 768, f"{ACTOR}.ulysses_sequence_parallel_size": 4}, MAX_RESPONSE, "why"
+    )
+    assert f" {room}=1280 {own}=1280  #" in parallel, "each of four GPUs has a quarter of a sequence"
+
+
+@pytest.mark.parametrize("size", ["7B", "32B"])
+def test_what_the_command_chose_for_the_length_is_chosen_anew(size, configs_parsed_once):
+    """A number in the advice would be the user's: with 32e9 parameters, nothing would fit."""
+    words = ["hardware=8xa100_80g", f"{MODEL}=Qwen/Qwen2.5-{size}", f"{MAX_PROMPT}=1024", f"{MAX_RESPONSE}=12000"]
+
+    def sized(*changes):
+        line = parse_line(["algo=grpo", "task=arithmetic", *words, *changes])
+        config = compose_config(line)
+        apply_sizing(config, line)
+        return resolve(config), line
+
+    config, _ = sized()
+    values = dict(dotted_leaves(OmegaConf.to_container(config)))
+    (advice,) = doubled(values, MAX_RESPONSE, "why")
+    followed = shlex.split(advice.partition("#")[0])
+    assert followed == [f"{MAX_RESPONSE}=24000"]
+    words.remove(f"{MAX_RESPONSE}=12000")
+    assert list(check_memory(*sized(*followed))) == []
 
 
 def test_a_longer_response_raises_the_other_limits_of_its_length():

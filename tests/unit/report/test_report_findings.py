@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+import report_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
@@ -20,7 +21,8 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.extension import declarations, load
 from verl_gsd.report.findings import THRESHOLDS, collect_findings, groups, policy, rewards, updates
 from verl_gsd.report.findings.finding import recent_mean, scaled
-from verl_gsd.report.steps import source_column
+from verl_gsd.report.reading import read_run
+from verl_gsd.report.steps import source_column, step_table
 from verl_gsd.run.checks.validate import OF_THIS_MACHINE, validate
 
 STEPS = 30
@@ -408,6 +410,21 @@ WORDS_OF_FINDER = {
 WORDS_OF_REMEDY = {
     "algo=dagrpo_mask": ("algorithm.gsd.dagrpo.judge.model=judge", JUDGE_URL),
 }
+
+
+def test_the_share_of_cut_responses_goes_by_the_limit_of_its_attempt(tmp_path):
+    """A resume with a larger limit does not change that earlier responses were cut."""
+    lines = {1: (range(1, 5), 512.0, 0.4), 2: (range(3, 9), 1024.0, 0.1)}
+    for attempt, (steps, longest, share) in lines.items():
+        cut = {"response_length/max": longest, "response_length/clip_ratio": share}
+        report_runs.metrics(tmp_path, [(step, cut) for step in steps], attempt=attempt)
+    report_runs.config(tmp_path, data__max_response_length=1024)
+    unknown = policy.cut_off(step_table(read_run(tmp_path, "run")), {})
+    np.testing.assert_array_equal(unknown, [np.nan] * 2 + [0.1] * 6)
+    (tmp_path / "configs").mkdir()
+    for attempt, limit in ((1, 512), (2, 1024)):
+        (tmp_path / "configs" / f"attempt_{attempt}.yaml").write_text(f"data: {{max_response_length: {limit}}}\n")
+    np.testing.assert_array_equal(policy.cut_off(step_table(read_run(tmp_path, "run")), {}), [0.4] * 2 + [0.1] * 6)
 
 
 def settings_in(override):

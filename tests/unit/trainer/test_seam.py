@@ -182,6 +182,7 @@ def put_session(rows, uid, session, tokens, reward):
         "rm_scores": torch.tensor([0.0] * (len(tokens) - 1) + [reward]),
         "extra_fields": {"reward_extra_info": {"acc": reward}},
         "metrics": {},
+        "num_turns": 2,
     }
     lengths = {"prompt_len": 2, "response_len": len(tokens), "seq_len": 2 + len(tokens)}
     rows.put({f"{uid}_{session}_0": row}, {f"{uid}_{session}_0": lengths})
@@ -203,7 +204,7 @@ def test_a_group_has_the_number_of_its_distinct_answers(answers, distinct):
     rows = DictRows()
     for session, answer in enumerate(answers):
         info = {"reward_extra_info": {"acc": 0.0} | answer}
-        row = {"rm_scores": torch.tensor([0.0]), "extra_fields": info, "metrics": {}}
+        row = {"rm_scores": torch.tensor([0.0]), "extra_fields": info, "metrics": {}, "num_turns": 2}
         rows.put({f"u0_{session}_0": row}, {f"u0_{session}_0": {"response_len": 1}})
     (group,), _, _ = read_groups(["u0"], rows, lambda uid: ("math", 1))
     assert group.distinct_answers == distinct
@@ -222,7 +223,7 @@ def test_a_sum_of_shares_that_rounding_moved_out_of_its_range_is_an_accuracy(acc
     rows = DictRows()
     info = {"reward_extra_info": {"acc": acc}}
     rows.put(
-        {"u0_0_0": {"rm_scores": torch.tensor([1.0]), "extra_fields": info, "metrics": {}}},
+        {"u0_0_0": {"rm_scores": torch.tensor([1.0]), "extra_fields": info, "metrics": {}, "num_turns": 2}},
         {"u0_0_0": {"response_len": 1}},
     )
     (group,), _, _ = read_groups(["u0"], rows, lambda uid: ("math", 1))

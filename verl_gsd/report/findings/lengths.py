@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_gsd.hub_cache import cached_config
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.regular_files import read_regular
@@ -19,12 +20,17 @@ _PENALIZED = "reward.reward_kwargs.max_resp_len"
 _CONTEXT = "actor_rollout_ref.rollout.max_model_len"
 _MODEL = "actor_rollout_ref.model.path"
 _DYNAMIC, _ROOM = "actor_rollout_ref.actor.use_dynamic_bsz", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+#: Tokens per micro-batch of old and reference log-probabilities. By default, verl takes those of ``_ROOM``.
+_LOG_PROB_ROOMS = tuple(f"actor_rollout_ref.{name}.log_prob_max_token_len_per_gpu" for name in ("rollout", "ref"))
+_PARALLEL = "actor_rollout_ref.actor.{}ulysses_sequence_parallel_size"
+#: The settings that ``run/sizing.py`` chose, each as a text ``KEY=VALUE: why``. It chooses them anew for other lengths.
+_SIZING = "hardware.sizing"
 
 
 def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     """An override that doubles ``key``, or raises it to what the model's context leaves; else that model's context.
 
-    It also raises the keys that limit the same length to a lower value.
+    It also raises the keys that limit the same length to a lower value, but for those that are chosen by the length.
 
     Args:
         config: dotted key -> value.
@@ -48,21 +54,40 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     needed = int(wanted + other)
     limits = {_CONTEXT: needed}  # verl cuts responses where prompt and response fill it
     if config.get(_DYNAMIC) is True:
-        limits[_ROOM] = needed  # verl fails if a sequence is longer than a micro-batch
+        # verl fails if a sequence is longer than a micro-batch. Each of ``parallel`` GPUs has a part of it.
+        sizes = [numeric_value(config, _PARALLEL.format(section)) for section in ("", "fsdp_config.")]
+        room = math.ceil(needed / max([1, *(size for size in sizes if size is not None)]))
+        is_chosen = _is_chosen(config, _ROOM)
+        limits |= {
+            name: room
+            for name in (_ROOM, *_LOG_PROB_ROOMS)
+            if not (is_chosen and config.get(name) == config.get(_ROOM))  # its default follows
+        }
     if key == MAX_RESPONSE and config.get(OVERLONG) is True:
         limits[_PENALIZED] = wanted  # the penalty grows without bound above it
     raised = "".join(
         f" {name}={least}"
         for name, least in limits.items()
-        if (limit := numeric_value(config, name)) is not None and limit < least
+        if (limit := numeric_value(config, name)) is not None and limit < least and not _is_chosen(config, name)
     )
     return (f"{key}={wanted}{raised}  # {why}, {allowed}it is {value:g}",)
 
 
+def _is_chosen(config: Mapping[str, Any], key: str) -> bool:
+    """Whether the command, and not the line, set ``key`` to what fits the lengths and the GPUs."""
+    choices = config.get(_SIZING)
+    return isinstance(choices, list) and any(str(choice).startswith(f"{key}=") for choice in choices)
+
+
 def _positions(path: str) -> int | None:
-    """The longest sequence that a model accepts, in tokens; None if neither its folder nor our table has the model."""
+    """The longest sequence that a model accepts, in tokens.
+
+    None if it is not known: from the model's folder, the table of known models, or the cache of downloaded ones.
+    """
     try:
-        content = parse_json(read_regular(Path(path).expanduser() / "config.json"))
+        folder = Path(path).expanduser()
+        cached = None if path in SHAPES or folder.is_dir() else cached_config(path)
+        content = parse_json(read_regular(folder / "config.json" if cached is None else cached.resolve()))
     except (OSError, ValueError, RuntimeError):
         shape = SHAPES.get(path)
     else:

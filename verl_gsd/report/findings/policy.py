@@ -35,7 +35,7 @@ from verl_gsd.report.findings.trends import (
     noise_of_step,
     start_levels,
 )
-from verl_gsd.report.reading import Columns
+from verl_gsd.report.reading import LONGEST, Columns
 from verl_gsd.report.steps import column, source_column, sources_of
 from verl_gsd.rundir import HELD_OUT, HELD_OUT_OUTSIDE, HELD_OUT_PROMPTS
 
@@ -287,11 +287,11 @@ def cut_off(table: Columns, config: Mapping[str, Any]) -> np.ndarray:
     verl's ``response_length/clip_ratio`` is the share of responses that are as long as the longest of the batch. It is
     the share of cut responses only if the longest has the maximum length.
     """
-    max_length = numeric_value(config, MAX_RESPONSE)
-    if max_length is None:
-        return np.full(len(table["step"]), np.nan)
+    max_length = column(table, LONGEST)
+    if LONGEST not in table and (value := numeric_value(config, MAX_RESPONSE)) is not None:
+        max_length = np.full(len(max_length), value)
     longest, share = column(table, "response_length/max"), column(table, "response_length/clip_ratio")
-    return np.where(np.isnan(longest), np.nan, np.where(longest >= max_length, share, 0.0))
+    return np.where(np.isnan(longest + max_length), np.nan, np.where(longest >= max_length, share, 0.0))
 
 
 FINDERS: tuple[Finder, ...] = (entropy, length, cut, unlearning)

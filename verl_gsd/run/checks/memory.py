@@ -28,7 +28,7 @@ from verl_gsd.run.footprint import (
     shape_of_model,
 )
 from verl_gsd.run.sizing import choose, in_words, what_would_fit
-from verl_gsd.scalars import is_finite
+from verl_gsd.scalars import is_finite, is_whole
 
 #: Measured seconds of an AdamW step on one CPU thread per 1e9 parameters. Slower updates than the second lead to a
 #: warning.
@@ -38,6 +38,9 @@ _CPU_PARAMETERS = 2e8
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 _REWARDS = "reward.reward_model"
+#: Tokens per micro-batch of old and reference log-probabilities.
+LOG_PROB_ROOM = f"{_ROLLOUT}.log_prob_max_token_len_per_gpu"
+REFERENCE_ROOM = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
 
 
 def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
@@ -49,23 +52,18 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
             f"hardware.gpu_memory_gib={size}: not a number above 0. Set it to {MEMORY_OF_A_GPU}, or to null to skip "
             "the checks of memory."
         )
-    shape = shape_of(config)
-    if shape is None or not has_valid_sizes(config):
+    if not has_valid_sizes(config):
         return
-    length, actor = _length(config), config.actor_rollout_ref.actor
+    yield from _check_lengths(config)
+    shape, length = shape_of(config), _length(config)
+    if shape is None:
+        return
     if length > shape.positions:
         yield (
             f"data.max_prompt_length={config.data.max_prompt_length} and "
             f"data.max_response_length={config.data.max_response_length}: together {length} tokens, but "
             f"{config.actor_rollout_ref.model.path} supports {shape.positions}. verl would cut responses there without "
             "a warning. Set smaller lengths, or use a model with a longer context."
-        )
-    room = actor.ppo_max_token_len_per_gpu * sequence_parallel(actor)
-    if actor.use_dynamic_bsz and room < length:
-        yield (
-            f"{_ACTOR}.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}: verl fails if a sequence does not "
-            f"fit into a micro-batch, and a sequence can have {length} tokens. Set it to "
-            f"{-(-length // sequence_parallel(actor))} or more."
         )
     if gpu_memory_gib(config) is None:
         return
@@ -75,6 +73,36 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
         problems[-1] += f" {_what_fits(footprint)}"
     yield from problems
     yield from _check_reward_model(config, footprint)
+
+
+def _check_lengths(config: DictConfig) -> Iterator[str]:
+    """Check that the longest sequence fits wherever a key limits it. The sizes of the model do not matter here."""
+    length, sections = _length(config), config.actor_rollout_ref
+    parallel = sequence_parallel(sections.actor)
+    trained = sections.actor.ppo_max_token_len_per_gpu
+    rooms = [
+        (f"{_ACTOR}.ppo_max_token_len_per_gpu", trained, sections.actor.use_dynamic_bsz, parallel),
+        # The actor computes the old log-probabilities, too. By default, verl takes the values of the actor here.
+        (LOG_PROB_ROOM, sections.rollout.log_prob_max_token_len_per_gpu, sections.actor.use_dynamic_bsz, parallel),
+    ]
+    if sections.actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+        reference = sections.ref
+        by_tokens, parallel = reference.log_prob_use_dynamic_bsz, sequence_parallel(reference)
+        rooms.append((REFERENCE_ROOM, reference.log_prob_max_token_len_per_gpu, by_tokens, parallel))
+    for key, tokens, by_tokens, parallel in rooms:
+        if by_tokens and is_whole(tokens, 1) and tokens * parallel < length:
+            if key != rooms[0][0] and tokens == trained and trained * rooms[0][3] < length:
+                continue  # its default is the first key, which is reported
+            yield (
+                f"{key}={tokens}: verl fails if a sequence does not fit into a micro-batch, and a sequence can have "
+                f"{length} tokens. Set it to {-(-length // parallel)} or more."
+            )
+    context = sections.rollout.max_model_len
+    if is_whole(context, 1) and context < length:
+        yield (
+            f"{_ROLLOUT}.max_model_len={context}: prompt and response can have {length} tokens, and verl cuts "
+            f"responses there without a warning. Set it to {length} or more, or to null."
+        )
 
 
 def _what_fits(footprint: Footprint) -> str:
@@ -202,11 +230,6 @@ def _check_rollout(config: DictConfig, footprint: Footprint) -> Iterator[str]:
     setting = f"{_ROLLOUT}.gpu_memory_utilization={rollout.gpu_memory_utilization}"
     # vLLM starts only if its cache holds a sequence of max_model_len tokens, by default the model's whole context.
     max_length = footprint.vllm_length()
-    if rollout.max_model_len and max_length < length:
-        yield (
-            f"{_ROLLOUT}.max_model_len={max_length}: prompt and response can have {length} tokens, and verl cuts "
-            f"responses there without a warning. Set it to {length} or more, or to null."
-        )
     share, weights, one_sequence = footprint.share_gib(), footprint.vllm_weights_gib(), footprint.one_sequence_gib()
     if weights + one_sequence > share:
         shorter = f", {_ROLLOUT}.max_model_len={length}" if max_length > length else ""

@@ -313,6 +313,57 @@ def test_estimate_is_printed_with_warnings_if_memory_is_tight(sized):
     assert re.search(r"rollout\.n=5 .*4096 tokens.* 0 ", few[1])
 
 
+@pytest.mark.parametrize("model", [None, "someone/new"])
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({f"{ACTOR}ppo_max_token_len_per_gpu": 4000}, [r"actor\.ppo_max_token_len_per_gpu=4000: .*4096 or more"]),
+        ({f"{ROLLOUT}max_model_len": 2000}, [r"max_model_len=2000: .*4096"]),
+        ({f"{ROLLOUT}log_prob_max_token_len_per_gpu": 3072}, [r"rollout\.log_prob_max_token_len_per_gpu=3072: .*4096"]),
+        (
+            {"actor_rollout_ref__ref__log_prob_max_token_len_per_gpu": 3072, f"{ACTOR}use_kl_loss": True},
+            [r"ref\.log_prob_max_token_len_per_gpu=3072: .*4096"],
+        ),
+        ({"actor_rollout_ref__ref__log_prob_max_token_len_per_gpu": 3072}, []),  # there is no reference policy
+        (
+            {f"{ROLLOUT}log_prob_max_token_len_per_gpu": 3072, f"{ACTOR}ppo_max_token_len_per_gpu": 2048},
+            [r"ppo_max_token_len_per_gpu=2048", r"log_prob_max_token_len_per_gpu=3072"],
+        ),
+        (
+            {
+                f"{ACTOR}fsdp_config__ulysses_sequence_parallel_size": 2,
+                f"{ACTOR}ppo_max_token_len_per_gpu": 2000,
+                f"{ROLLOUT}log_prob_max_token_len_per_gpu": 2048,
+            },
+            [r"ppo_max_token_len_per_gpu=2000: .*2048 or more"],
+        ),
+        ({f"{ACTOR}use_dynamic_bsz": False, f"{ROLLOUT}log_prob_max_token_len_per_gpu": 10}, []),
+    ],
+)
+def test_limits_of_lengths_are_checked_without_the_sizes_of_the_model(sized, model, keys, said):
+    """verl fails at the first sequence that is longer than a micro-batch, or cuts it."""
+    named = {} if model is None else {"actor_rollout_ref__model__path": model}
+    problems = list(memory.check_memory(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **keys, **named), Line({}, ())))
+    assert len(problems) == len(said), problems
+    for problem, pattern in zip(problems, said, strict=True):
+        assert re.search(pattern, problem), problem
+
+
+def test_the_sizes_of_a_downloaded_model_are_known(sized, tmp_path, monkeypatch):
+    """In the layout of the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
+    assert memory.shape_of(config) is None
+    snapshot = tmp_path / "models--someone--new" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--new" / "refs").mkdir()
+    (tmp_path / "models--someone--new" / "refs" / "main").write_text("a" * 40)
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    (snapshot / "config.json").write_text(json.dumps(shape | {"vocab_size": 100, "max_position_embeddings": 4000}))
+    (problem,) = memory.check_memory(config, Line({}, ()))
+    assert "supports 4000" in problem
+
+
 def test_models_of_unknown_shape_are_not_rejected(sized, tmp_path):
     config = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", actor_rollout_ref__model__path="someone/new")
     assert list(memory.check_memory(config, Line({}, ()))) == []
