@@ -19,6 +19,8 @@ _LOSS = "actor/pg_loss"
 #: verl logs it with every update, and it is always finite.
 _RATE = "actor/lr"
 _LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
+#: docs/studies.md has the figures.
+_SMALLER_STEPS = "smaller steps; at twice its best rate, GRPO lost 0.07 of its accuracy (study stability)"
 _CLIPPING = "actor_rollout_ref.actor.optim.clip_grad"
 
 
@@ -73,7 +75,7 @@ def gradient_spikes(table: Columns, config: Mapping[str, Any]) -> Iterator[Findi
         " ".join(sentences),
         (
             *scaled(config, _CLIPPING, 0.5, "maximum norm of an update's gradient", is_count=False),
-            *scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False),
+            *scaled(config, _LEARNING_RATE, 0.5, _SMALLER_STEPS, is_count=False),
             *remedies("unstable", config),
         ),
     )
@@ -97,7 +99,7 @@ def oscillating_loss(table: Columns, config: Mapping[str, Any]) -> Iterator[Find
             "The loss oscillates, and the reward does not grow",
             f"From the first to the last third of the run, the standard deviation of {_LOSS} rose from {first:.3g} to "
             f"{last:.3g}. Updates cancel each other.",
-            (*scaled(config, _LEARNING_RATE, 0.5, "smaller steps", is_count=False), *remedies("unstable", config)),
+            (*scaled(config, _LEARNING_RATE, 0.5, _SMALLER_STEPS, is_count=False), *remedies("unstable", config)),
         )
 
 
