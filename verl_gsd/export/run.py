@@ -65,7 +65,7 @@ def export(
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")
-    config, earlier = _configs(run, step, newest)
+    config, earlier, is_newest = _configs(run, step, newest)
     base_name = card.base_name(base or value_at(config, "actor_rollout_ref.model.path"))
     origins = origins_of(config, distrust=distrust, base=base)
     with open_checkpoint(checkpoint, distrust) as opened, atomic_folder(folder, replace=False) as building:
@@ -80,7 +80,7 @@ def export(
             base_name,
             adapter,
             dtype,
-            choices=card.choices(run.read_yaml(run.overrides)),
+            choices=card.choices(run.read_yaml(run.overrides)) if is_newest else (),
             settings=card.public_settings(config),
             earlier=[
                 (last, card.public_settings(of_part) if of_part is not None else None) for last, of_part in earlier
@@ -99,24 +99,27 @@ def export(
         (building / "README.md").write_text(card.render(facts, name), encoding="utf-8")
 
 
-def _configs(run: RunDirectory, step: int, newest: Any) -> tuple[Any, list[tuple[int, Any]]]:
+def _configs(run: RunDirectory, step: int, newest: Any) -> tuple[Any, list[tuple[int, Any]], bool]:
     """The config with which ``step`` was trained, and (last step, config) of each attempt before it, oldest first.
+
+    Also whether the newest attempt trained ``step``, whose command line is kept.
 
     A config is None if it is not known: an older version did not keep those of earlier attempts. For ``step`` it is
     then the newest one.
     """
     parts: list[tuple[int, Any]] = []
-    attempts, end = run.attempts(), step
+    attempts, end, is_newest = run.attempts(), step, False
     for attempt in reversed(attempts):
         lines = MetricsReader(run.metrics(attempt), skip_damaged=True).new()
         steps = [number for number, scalars in lines if TRAINED in scalars and number <= end]
         if steps:
+            is_newest |= attempt == attempts[-1]
             own = run.read_yaml(run.attempt_config(attempt))
             parts.append((max(steps), own if own is not None or attempt != attempts[-1] else newest))
             end = min(steps) - 1
     if not parts:
-        return newest, []
+        return newest, [], True
     (_, config), *earlier = parts
     if config is None:
-        return newest, [(step, None)]
-    return config, earlier[::-1]
+        return newest, [(step, None)], False
+    return config, earlier[::-1], is_newest

@@ -20,7 +20,7 @@ from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import declarations
 from verl_gsd.records import RecordReader, listed_steps, missing_steps, with_valid_accuracies
 from verl_gsd.report.responses import Distrust, ResponseReader, StoredGroups, unknown_origin
-from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
+from verl_gsd.rundir import TRAINED, MetricsReader, RunDirectory, merge_metrics
 from verl_gsd.scalars import is_number
 
 #: Column name -> values. All columns have the same length.
@@ -192,7 +192,8 @@ def _metrics_columns(attempts: Sequence[Sequence[tuple[int, dict[str, float]]]],
         longest: of each attempt, for the column ``LONGEST``.
     """
     steps = merge_metrics(
-        [(step, scalars | {LONGEST: most}) for step, scalars in lines]
+        # The validation before the first step of a resume has the number of a step of the attempt before.
+        [(step, scalars | ({LONGEST: most} if TRAINED in scalars else {})) for step, scalars in lines]
         for lines, most in zip(attempts, longest, strict=True)
     )
     order = list(steps)

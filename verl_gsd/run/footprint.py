@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,10 @@ def shape_of(config: DictConfig) -> Shape | None:
 
     It comes from the model's folder, the table of known models, or the cache of downloaded ones.
     """
-    return shape_of_model(str(config.actor_rollout_ref.model.path))
+    shape = shape_of_model(str(config.actor_rollout_ref.model.path))
+    positions = OmegaConf.select(config, "actor_rollout_ref.model.override_config.max_position_embeddings")
+    # verl sets what a run overrides in the model's config before it reads the longest sequence from it.
+    return replace(shape, positions=positions) if shape is not None and is_whole(positions, 1) else shape
 
 
 def shape_of_model(path: str) -> Shape | None:

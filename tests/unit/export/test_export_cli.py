@@ -71,6 +71,7 @@ def test_a_card_has_the_settings_of_its_steps_and_not_of_a_later_resume(run, tmp
         cards[step] = (tmp_path / f"out_{step}" / "README.md").read_text()
     settings = {step: text.partition("## Settings")[2].partition("## Versions")[0] for step, text in cards.items()}
     assert "lr: 1.0e-06" in settings[2] and "Up to step" not in settings[2]
+    assert "algo=" not in settings[2] + settings[4], "the words are those of attempt 3"
     now, earlier = settings[4].split("Up to step 2, these were different:")
     assert "lr: 2.0e-06" in now and "lr: 1.0e-06" in earlier and "3.0e-06" not in settings[4]
     (run / "configs" / "attempt_1.yaml").unlink()

@@ -300,6 +300,8 @@ def test_a_length_stays_within_the_context_of_a_local_model(tmp_path):
     (tmp_path / "config.json").write_text(f'{{{content}, "max_position_embeddings": 2500}}')
     assert doubled(config, MAX_RESPONSE, "why") == (f"{MAX_RESPONSE}=1476  # why, it is 1024",)
     assert doubled(config | {MAX_PROMPT: 1476}, MAX_RESPONSE, "why")[0].startswith(f"{MODEL}=...  # a model with")
+    overridden = config | {"actor_rollout_ref.model.override_config.max_position_embeddings": 8000}
+    assert doubled(overridden, MAX_RESPONSE, "why") == (f"{MAX_RESPONSE}=2048  # why, it is 1024",)
     (tmp_path / "config.json").write_text("{")
     assert "if the model's context allows it" in doubled(config, MAX_PROMPT, "why")[0]
 
@@ -319,12 +321,27 @@ def test_a_longer_response_raises_the_limits_of_log_probabilities_too():
         "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
         "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
     )
-    (advice,) = doubled(config | {room: 3072, own: 4096, reference: 6000}, MAX_RESPONSE, "why")
-    assert f" {room}=5120 {own}=5120  #" in advice and reference not in advice
+    (advice,) = doubled(config | {room: 3072, own: 4096, reference: 4096}, MAX_RESPONSE, "why")
+    assert f" {room}=5120 {own}=5120  #" in advice, "there is no reference policy"
+    for kl in ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"):
+        (advice,) = doubled(config | {room: 3072, own: 9000, reference: 4096, kl: True}, MAX_RESPONSE, "why")
+        assert f" {room}=5120 {reference}=5120  #" in advice
     (parallel,) = doubled(
         config | {room: 768, own: 768, f"{ACTOR}.ulysses_sequence_parallel_size": 4}, MAX_RESPONSE, "why"
     )
     assert f" {room}=1280 {own}=1280  #" in parallel, "each of four GPUs has a quarter of a sequence"
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "gvpo"])
+@pytest.mark.parametrize("kl", ["true", "false"])
+def test_the_advice_on_longer_responses_is_accepted_with_and_without_a_reference_policy(algo, kl, compose_fast):
+    words = (f"algo={algo}", "task=arithmetic", "hardware=8xa100_80g", f"{MODEL}=someone/new", f"{MAX_RESPONSE}=8192")
+    words += (f"{ACTOR}.ppo_max_token_len_per_gpu=10240", f"{ACTOR}.use_kl_loss={kl}")
+    config, _ = compose_fast(*words)
+    advice = doubled(dict(dotted_leaves(OmegaConf.to_container(config))), MAX_RESPONSE, "why")
+    assert accepted_overrides(advice, dict(dotted_leaves(OmegaConf.to_container(config))), words) == advice
+    followed = shlex.split(advice[0].partition("#")[0])
+    assert list(check_memory(*compose_fast(*words[:-3], words[-1], *followed))) == []
 
 
 @pytest.mark.parametrize("size", ["7B", "32B"])

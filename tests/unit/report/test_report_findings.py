@@ -417,7 +417,8 @@ def test_the_share_of_cut_responses_goes_by_the_limit_of_its_attempt(tmp_path):
     lines = {1: (range(1, 5), 512.0, 0.4), 2: (range(3, 9), 1024.0, 0.1)}
     for attempt, (steps, longest, share) in lines.items():
         cut = {"response_length/max": longest, "response_length/clip_ratio": share}
-        report_runs.metrics(tmp_path, [(step, cut) for step in steps], attempt=attempt)
+        validation = [] if attempt == 1 else [(2, {"validation": 1, "val-core/math/acc/mean@1": 0.5})]
+        report_runs.metrics(tmp_path, [*validation, *((step, cut) for step in steps)], attempt=attempt)
     report_runs.config(tmp_path, data__max_response_length=1024)
     unknown = policy.cut_off(step_table(read_run(tmp_path, "run")), {})
     np.testing.assert_array_equal(unknown, [np.nan] * 2 + [0.1] * 6)

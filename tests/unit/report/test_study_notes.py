@@ -52,6 +52,8 @@ def test_a_smaller_alpha_and_gvpo_are_shown_with_partial_credit(tmp_path, compos
     [
         ([BINARY, [0.0] * 4, [1.0] * 4], ("algo=grpo",)),
         ([GRADED], ("algo=dr_grpo",)),
+        ([shaped(GRADED)], ("algo=grpo", "algorithm.use_kl_in_reward=true")),
+        ([shaped(GRADED)], ("algo=grpo", "reward.reward_kwargs.overlong_buffer_cfg.enable=true")),
         ([GRADED], ("algo=gsd",)),
         ([GRADED], ("algo=gvpo",)),
         ([BINARY] * 9 + [GRADED], ("algo=grpo",)),

@@ -55,8 +55,8 @@ register(
         loss="verl_gsd.algorithms.dagrpo.loss",
         check="verl_gsd.algorithms.dagrpo.checks:check_dagrpo",
         remedies={
-            "unstable": "algo=dagrpo_mask  # drops pairs of responses that are too alike, whose gradients conflict; with "
-            "a judge that knows only verdicts it was no more stable (study stability)"
+            "unstable": "algo=dagrpo_mask  # drops pairs of responses that are too alike, whose gradients conflict; "
+            "with a judge that knows only verdicts it was no more stable (study stability)"
         },
         record_columns=report.RECORD_COLUMNS,
         step_figures=report.STEP_FIGURES,

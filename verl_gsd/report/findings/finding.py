@@ -97,6 +97,8 @@ class FindingThresholds:
 
 
 THRESHOLDS = FindingThresholds()
+#: Whether verl subtracts a KL penalty from rewards, which makes equal ones differ.
+KL_IN_REWARD = "algorithm.use_kl_in_reward"
 #: A finding describes this many data sources.
 _MOST_SOURCES = 5
 

@@ -12,6 +12,7 @@ from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import ROLLOUTS
 from verl_gsd.report.extensions import remedies
 from verl_gsd.report.findings.finding import (
+    KL_IN_REWARD,
     THRESHOLDS,
     Finder,
     Finding,
@@ -33,7 +34,6 @@ from verl_gsd.rundir import SIZES_IN_DATA
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
-KL_IN_REWARD = "algorithm.use_kl_in_reward"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
 

@@ -11,7 +11,7 @@ from verl_gsd.hub_cache import cached_config
 from verl_gsd.plain_data import parse_json
 from verl_gsd.planning.memory import SHAPES, Shape
 from verl_gsd.regular_files import read_regular
-from verl_gsd.report.findings.finding import numeric_value, scaled
+from verl_gsd.report.findings.finding import KL_IN_REWARD, numeric_value, scaled
 
 MAX_PROMPT, MAX_RESPONSE = "data.max_prompt_length", "data.max_response_length"
 #: Whether verl's reward manager dapo penalizes responses that are almost as long as ``_PENALIZED``.
@@ -19,9 +19,14 @@ OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg.enable"
 _PENALIZED = "reward.reward_kwargs.max_resp_len"
 _CONTEXT = "actor_rollout_ref.rollout.max_model_len"
 _MODEL = "actor_rollout_ref.model.path"
+_POSITIONS = "actor_rollout_ref.model.override_config.max_position_embeddings"
 _DYNAMIC, _ROOM = "actor_rollout_ref.actor.use_dynamic_bsz", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 #: Tokens per micro-batch of old and reference log-probabilities. By default, verl takes those of ``_ROOM``.
-_LOG_PROB_ROOMS = tuple(f"actor_rollout_ref.{name}.log_prob_max_token_len_per_gpu" for name in ("rollout", "ref"))
+_LOG_PROB_ROOM, _REFERENCE_ROOM = (
+    f"actor_rollout_ref.{name}.log_prob_max_token_len_per_gpu" for name in ("rollout", "ref")
+)
+#: Either needs the reference policy. Without one, its keys have no effect.
+_KL = ("actor_rollout_ref.actor.use_kl_loss", KL_IN_REWARD)
 _PARALLEL = "actor_rollout_ref.actor.{}ulysses_sequence_parallel_size"
 #: The settings that ``run/sizing.py`` chose, each as a text ``KEY=VALUE: why``. It chooses them anew for other lengths.
 _SIZING = "hardware.sizing"
@@ -43,11 +48,12 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     )
     if value is None or other is None or not math.isfinite(2 * value + other):
         return scaled(config, key, 2, f"{why}, if the model's context allows it")
-    positions = _positions(str(config.get(_MODEL)))
+    overridden = numeric_value(config, _POSITIONS)
+    positions = _positions(str(config.get(_MODEL))) if overridden is None else overridden
     wanted = int(2 * value if positions is None else min(2 * value, positions - other))
     if wanted <= value:
         return (
-            f"{_MODEL}=...  # a model with a longer context: prompts and responses fill the {positions} tokens of "
+            f"{_MODEL}=...  # a model with a longer context: prompts and responses fill the {positions:g} tokens of "
             "this one",
         )
     allowed = "if the model's context allows it; " if positions is None else ""
@@ -58,9 +64,10 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
         sizes = [numeric_value(config, _PARALLEL.format(section)) for section in ("", "fsdp_config.")]
         room = math.ceil(needed / max([1, *(size for size in sizes if size is not None)]))
         is_chosen = _is_chosen(config, _ROOM)
+        has_reference = any(config.get(name) is True for name in _KL)
         limits |= {
             name: room
-            for name in (_ROOM, *_LOG_PROB_ROOMS)
+            for name in (_ROOM, _LOG_PROB_ROOM, *([_REFERENCE_ROOM] if has_reference else []))
             if not (is_chosen and config.get(name) == config.get(_ROOM))  # its default follows
         }
     if key == MAX_RESPONSE and config.get(OVERLONG) is True:

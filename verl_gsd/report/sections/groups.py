@@ -9,7 +9,7 @@ from verl_gsd.charts import COLOURS, KINDS, Section
 from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.report.chart_data import accuracy_bins, sigma_cells, totals_by_use
 from verl_gsd.report.charts import SHARE, bar_chart, heat_map, line_chart, share_bars, stacked_chart
-from verl_gsd.report.findings.groups import KL_IN_REWARD
+from verl_gsd.report.findings.finding import KL_IN_REWARD
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.sections.view import Views, has_nonzero, section_of_panels, step_tables, views_with_records
 from verl_gsd.report.steps import column

@@ -9,7 +9,15 @@ from verl_gsd.charts import Notice, Section
 from verl_gsd.estimators import ESTIMATOR
 from verl_gsd.report.advice import accepted_overrides
 from verl_gsd.report.extensions import remedies
-from verl_gsd.report.findings.finding import Finder, Finding, has_every_acc, numeric_value, percent, recent_mean
+from verl_gsd.report.findings.finding import (
+    KL_IN_REWARD,
+    Finder,
+    Finding,
+    has_every_acc,
+    numeric_value,
+    percent,
+    recent_mean,
+)
 from verl_gsd.report.findings.lengths import OVERLONG
 from verl_gsd.report.reading import Columns
 from verl_gsd.report.sections.view import Views
@@ -55,8 +63,10 @@ def dynamic_sampling(_: Columns, config: Mapping[str, Any]) -> Iterator[Finding]
 def partial_credit(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Rewards give partial credit, and the advantage divides by their standard deviation (alpha above 1/2)."""
     graded, alpha = recent_mean(table, "graded"), numeric_value(config, _ALPHA)
-    if config.get(ESTIMATOR) != "gsd" or alpha is None or alpha <= _SMALLER_ALPHA or config.get(OVERLONG) is True:
+    if config.get(ESTIMATOR) != "gsd" or alpha is None or alpha <= _SMALLER_ALPHA:
         return
+    if config.get(OVERLONG) is True or config.get(KL_IN_REWARD) is True:
+        return  # rewards of equal verdicts differ by a penalty
     if graded > _GRADED:
         yield Finding(
             "With partial credit, a smaller alpha learned more",

@@ -362,6 +362,9 @@ def test_the_sizes_of_a_downloaded_model_are_known(sized, tmp_path, monkeypatch)
     (snapshot / "config.json").write_text(json.dumps(shape | {"vocab_size": 100, "max_position_embeddings": 4000}))
     (problem,) = memory.check_memory(config, Line({}, ()))
     assert "supports 4000" in problem
+    key = "actor_rollout_ref.model.override_config.max_position_embeddings"
+    OmegaConf.update(config, key, 4096, force_add=True)
+    assert list(memory.check_memory(config, Line({}, ()))) == []
 
 
 def test_models_of_unknown_shape_are_not_rejected(sized, tmp_path):
