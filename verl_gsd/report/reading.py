@@ -104,8 +104,8 @@ class RunReader:
         attempts = self._run.attempts()
         for attempt in attempts:
             self._metrics.setdefault(attempt, _MetricsLines(self._run.metrics(attempt)))
-        config = _read_config(self._run, self._run.config, skipped)
         lines = [self._metrics[attempt].read(skipped) for attempt in attempts]
+        config = _read_config(self._run, self._run.config, skipped)
         metrics = _metrics_columns(lines, [self._longest(attempt, config, skipped) for attempt in attempts])
         if not has_group_baseline(config.get(ESTIMATOR)):
             records = _without_silent_groups(records)

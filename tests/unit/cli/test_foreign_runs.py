@@ -324,17 +324,17 @@ def resume_config(run):
     return OmegaConf.create({"trainer": trainer, "ray_kwargs": {"ray_init": {"runtime_env": {}}}})
 
 
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", range(5))
 def test_a_kill_at_any_moment_of_a_resume_leaves_a_run_that_can_be_resumed(run, monkeypatch, at):
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
         done = renames_failing(patches, at, KeyboardInterrupt)
         with launch.new_attempt(resume_config(run), [*LINE, "+a=1"], resuming=True):
             pytest.fail("the resume was killed")
-    assert done[-1] == [run.config, run.signature, run.overrides, run.signature][at]
+    assert done[-1] == [run.config, run.attempt_config(1), run.signature, run.overrides, run.signature][at]
     assert set(LINE) <= set(resumed(run).words)
 
 
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", range(5))
 def test_a_full_disk_at_any_moment_of_a_resume_restores_the_run(run, monkeypatch, at):
     words, signature = run.overrides.read_bytes(), run.signature.read_bytes()
     with monkeypatch.context() as patches, pytest.raises(ConfigError, match=r"my run: .*No space.*Free some space"):
@@ -345,7 +345,7 @@ def test_a_full_disk_at_any_moment_of_a_resume_restores_the_run(run, monkeypatch
     assert set(LINE) <= set(resumed(run).words)
 
 
-@pytest.mark.parametrize("at", range(4, 9))
+@pytest.mark.parametrize("at", range(5, 10))
 def test_a_kill_while_a_rejected_resume_is_undone_leaves_a_run_that_can_be_resumed(run, monkeypatch, at):
     run.config.write_text("{}")
     with monkeypatch.context() as patches, pytest.raises((KeyboardInterrupt, ConfigError)):

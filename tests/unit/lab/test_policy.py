@@ -78,7 +78,7 @@ def test_prompts_read_in_parts_by_length_give_the_scores_of_one_pass(model, size
     )
     torch.testing.assert_close(ours.log_probs, reference.log_probs)
     torch.testing.assert_close(ours.entropy, reference.entropy)
-    assert not ours.log_probs.requires_grad
+    assert not read_many_prompts(model, PROMPTS).logits.requires_grad
 
 
 def test_shared_prompts_give_the_gradient_of_separate_rows(model):

@@ -27,10 +27,12 @@ ROOTS = (
 UNLISTED = {
     "actor_rollout_ref.actor.router_replay": "a field of verl's dataclass",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "verl reads it if somebody adds it",
+    "actor_rollout_ref.model.override_config.max_position_embeddings": "a key of the model's config",
     "actor_rollout_ref.model.target_parameters": "verl reads it if somebody adds it",
     "algorithm.gsd.dagrpo.delta.quantile": "in the value of delta, if it is a mapping",
     "data.sampler": "verl's older trainers read it if somebody adds it",
     "data.sampler.class_path": "as data.sampler",
+    "hardware.sizing": "the command adds it to a run's config",
     "ray_kwargs.ray_init._temp_dir": "an argument of ray.init, if somebody adds it",
     "reward.custom_reward_function.reward_kwargs": "verl reads it if somebody adds it",
     "reward.reward_kwargs": "verl reads it if somebody adds it",

@@ -27,7 +27,10 @@ _LOG_PROB_ROOM, _REFERENCE_ROOM = (
 )
 #: Either needs the reference policy. Without one, its keys have no effect.
 _KL = ("actor_rollout_ref.actor.use_kl_loss", KL_IN_REWARD)
-_PARALLEL = "actor_rollout_ref.actor.{}ulysses_sequence_parallel_size"
+_PARALLEL = (
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
+    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+)
 #: The settings that ``run/sizing.py`` chose, each as a text ``KEY=VALUE: why``. It chooses them anew for other lengths.
 _SIZING = "hardware.sizing"
 
@@ -49,11 +52,14 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     if value is None or other is None or not math.isfinite(2 * value + other):
         return scaled(config, key, 2, f"{why}, if the model's context allows it")
     overridden = numeric_value(config, _POSITIONS)
-    positions = _positions(str(config.get(_MODEL))) if overridden is None else overridden
+    if overridden is not None and math.isfinite(overridden):
+        positions: int | None = int(overridden)
+    else:
+        positions = _positions(str(config.get(_MODEL)))
     wanted = int(2 * value if positions is None else min(2 * value, positions - other))
     if wanted <= value:
         return (
-            f"{_MODEL}=...  # a model with a longer context: prompts and responses fill the {positions:g} tokens of "
+            f"{_MODEL}=...  # a model with a longer context: prompts and responses fill the {positions} tokens of "
             "this one",
         )
     allowed = "if the model's context allows it; " if positions is None else ""
@@ -61,7 +67,7 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     limits = {_CONTEXT: needed}  # verl cuts responses where prompt and response fill it
     if config.get(_DYNAMIC) is True:
         # verl fails if a sequence is longer than a micro-batch. Each of ``parallel`` GPUs has a part of it.
-        sizes = [numeric_value(config, _PARALLEL.format(section)) for section in ("", "fsdp_config.")]
+        sizes = [numeric_value(config, name) for name in _PARALLEL]
         room = math.ceil(needed / max([1, *(size for size in sizes if size is not None)]))
         is_chosen = _is_chosen(config, _ROOM)
         has_reference = any(config.get(name) is True for name in _KL)
