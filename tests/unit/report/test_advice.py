@@ -326,6 +326,12 @@ def test_a_longer_response_raises_the_limits_of_log_probabilities_too():
     for kl in ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"):
         (advice,) = doubled(config | {room: 3072, own: 9000, reference: 4096, kl: True}, MAX_RESPONSE, "why")
         assert f" {room}=5120 {reference}=5120  #" in advice
+    kl = {"actor_rollout_ref.actor.use_kl_loss": True, room: 9000, own: 9000, reference: 4096}
+    (advice,) = doubled(config | kl | {"actor_rollout_ref.model.lora_rank": 8}, MAX_RESPONSE, "why")
+    assert reference not in advice, "the actor without its adapter is the reference"
+    split = {f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": 4}
+    (advice,) = doubled(config | kl | split, MAX_RESPONSE, "why")
+    assert f" {reference}=5120  #" in advice, "the reference has a size of its own"
     (parallel,) = doubled(
         config | {room: 768, own: 768, f"{ACTOR}.ulysses_sequence_parallel_size": 4}, MAX_RESPONSE, "why"
     )

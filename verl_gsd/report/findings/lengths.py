@@ -27,9 +27,14 @@ _LOG_PROB_ROOM, _REFERENCE_ROOM = (
 )
 #: Either needs the reference policy. Without one, its keys have no effect.
 _KL = ("actor_rollout_ref.actor.use_kl_loss", KL_IN_REWARD)
+_LORA = "actor_rollout_ref.model.lora_rank"
 _PARALLEL = (
     "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
     "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+)
+_REFERENCE_PARALLEL = (
+    "actor_rollout_ref.ref.ulysses_sequence_parallel_size",
+    "actor_rollout_ref.ref.fsdp_config.ulysses_sequence_parallel_size",
 )
 #: The settings that ``run/sizing.py`` chose, each as a text ``KEY=VALUE: why``. It chooses them anew for other lengths.
 _SIZING = "hardware.sizing"
@@ -66,16 +71,15 @@ def doubled(config: Mapping[str, Any], key: str, why: str) -> tuple[str, ...]:
     needed = int(wanted + other)
     limits = {_CONTEXT: needed}  # verl cuts responses where prompt and response fill it
     if config.get(_DYNAMIC) is True:
-        # verl fails if a sequence is longer than a micro-batch. Each of ``parallel`` GPUs has a part of it.
-        sizes = [numeric_value(config, name) for name in _PARALLEL]
-        room = math.ceil(needed / max([1, *(size for size in sizes if size is not None)]))
+        # verl fails if a sequence is longer than a micro-batch. With sequence parallelism, each GPU has a part of it.
+        rooms = dict.fromkeys((_ROOM, _LOG_PROB_ROOM), _PARALLEL)
+        if any(config.get(name) is True for name in _KL) and not (numeric_value(config, _LORA) or 0) > 0:
+            rooms[_REFERENCE_ROOM] = _REFERENCE_PARALLEL
         is_chosen = _is_chosen(config, _ROOM)
-        has_reference = any(config.get(name) is True for name in _KL)
-        limits |= {
-            name: room
-            for name in (_ROOM, _LOG_PROB_ROOM, *([_REFERENCE_ROOM] if has_reference else []))
-            if not (is_chosen and config.get(name) == config.get(_ROOM))  # its default follows
-        }
+        for name, keys in rooms.items():
+            if not (is_chosen and config.get(name) == config.get(_ROOM)):  # its default follows
+                sizes = [size for of in keys if (size := numeric_value(config, of)) is not None]
+                limits[name] = math.ceil(needed / max([1, *sizes]))
     if key == MAX_RESPONSE and config.get(OVERLONG) is True:
         limits[_PENALIZED] = wanted  # the penalty grows without bound above it
     raised = "".join(

@@ -85,7 +85,8 @@ def _check_lengths(config: DictConfig) -> Iterator[str]:
         # The actor computes the old log-probabilities, too. By default, verl takes the values of the actor here.
         (LOG_PROB_ROOM, sections.rollout.log_prob_max_token_len_per_gpu, sections.actor.use_dynamic_bsz, parallel),
     ]
-    if sections.actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+    # With LoRA, the actor without its adapter is the reference policy.
+    if (sections.actor.use_kl_loss or config.algorithm.use_kl_in_reward) and not has_adapter(config):
         reference = sections.ref
         by_tokens, parallel = reference.log_prob_use_dynamic_bsz, sequence_parallel(reference)
         rooms.append((REFERENCE_ROOM, reference.log_prob_max_token_len_per_gpu, by_tokens, parallel))

@@ -326,6 +326,14 @@ def test_estimate_is_printed_with_warnings_if_memory_is_tight(sized):
         ),
         ({"actor_rollout_ref__ref__log_prob_max_token_len_per_gpu": 3072}, []),  # there is no reference policy
         (
+            {
+                "actor_rollout_ref__ref__log_prob_max_token_len_per_gpu": 3072,
+                f"{ACTOR}use_kl_loss": True,
+                "actor_rollout_ref__model__lora_rank": 32,
+            },
+            [],  # the actor without its adapter is the reference
+        ),
+        (
             {f"{ROLLOUT}log_prob_max_token_len_per_gpu": 3072, f"{ACTOR}ppo_max_token_len_per_gpu": 2048},
             [r"ppo_max_token_len_per_gpu=2048", r"log_prob_max_token_len_per_gpu=3072"],
         ),
