@@ -34,6 +34,17 @@ def step_of(checkpoint: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def attempt_of(checkpoint: Path) -> int | None:
+    """The attempt that saved a checkpoint (``run/lost_metrics.py``).
+
+    None if it is unknown: verl's own trainers do not save it, and the file can be damaged.
+    """
+    try:
+        return int(parse_json(read_regular(checkpoint / "gsd" / "metrics.json"))["attempt"])
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
+        return None
+
+
 def damage(checkpoint: Path, all_ranks: bool = True) -> str | None:
     """The first problem with the files that verl wrote to RUN/global_step_N; None if they are complete.
 
@@ -51,7 +62,7 @@ def whole_checkpoints(run: Path, all_ranks: bool = True) -> Iterator[Path]:
     have resumed from an older checkpoint, which discards the steps after it.
     """
     paths = [path for path in run.glob("global_step_*") if step_of(path) is not None]
-    for path in sorted(paths, key=lambda path: (_attempt_of(path), step_of(path)), reverse=True):
+    for path in sorted(paths, key=lambda path: (attempt_of(path) or 0, step_of(path)), reverse=True):
         if damage(path, all_ranks) is None:
             yield path
 
@@ -68,14 +79,6 @@ def world_size(folder: Path) -> int:
     if not is_whole(ranks, 1) or ranks > _MOST_RANKS:
         raise ValueError(f"world_size={str(ranks)[:30]}: not a number of ranks from 1 to {_MOST_RANKS}")
     return ranks
-
-
-def _attempt_of(checkpoint: Path) -> int:
-    """The attempt that saved a checkpoint (``run/lost_metrics.py``); 0 if it is unknown."""
-    try:
-        return int(parse_json(read_regular(checkpoint / "gsd" / "metrics.json"))["attempt"])
-    except (OSError, OverflowError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def _problems(checkpoint: Path, all_ranks: bool) -> Iterator[str]:

@@ -28,7 +28,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     """
     content = {_MARK: _VERSION, **dataclasses.asdict(comparison), "shortest": comparison.shortest.name}
     for curve in content["curves"]:
-        del curve["settings"]  # hundreds of keys per run, some of which may name this machine
+        del curve["settings"], curve["changes"]  # hundreds of keys per run, some of which may name this machine
     with atomic_write(path) as building:
         building.write_text(json.dumps(nonfinite_to_null(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

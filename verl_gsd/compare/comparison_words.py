@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from verl_gsd.compare.comparison import Comparison, LabelResult
+from verl_gsd.compare.curves import listed
 from verl_gsd.compare.run_curves import SHUFFLE, VALIDATED
 from verl_gsd.evaluation.intervals import Estimate, PairedTest
 from verl_gsd.rundir import EXACT, HELD_OUT_PROMPTS
@@ -75,6 +76,12 @@ def caveats(comparison: Comparison) -> list[str]:
             "narrow near accuracies of 0 and 1 and for few held-out prompts, and there is none if all seeds have the "
             "same value."
         )
+    for curve in comparison.curves:
+        if curve.changes:
+            sentences.append(
+                f"{curve.name} was resumed with other settings, so that its accuracy is not that of one method: "
+                f"{listed(curve.changes)}."
+            )
     without = [curve for curve in comparison.curves if not curve.settings]
     if any(len(row.seeds) > 1 and row.label == curve.label for row in comparison.rows for curve in without):
         sentences.append(

@@ -36,6 +36,8 @@ class Curve:
         responses: number of sampled responses behind each accuracy; None if unknown, or if accuracies are exact.
         settings: the config by dotted key, without seeds, paths, and keys that do not affect training; empty if
             unknown. It is not part of equality, and ``comparison_file`` does not write it.
+        changes: how these settings differed in earlier attempts, as text, for example ``data.train_batch_size (8 up to
+            step 50, then 16)``. As ``settings``, neither part of equality nor of files.
 
     Raises:
         ValueError: the lengths differ, steps or tokens do not increase, or an accuracy is outside [0, 1]; the message
@@ -54,6 +56,7 @@ class Curve:
     trained: str = ""
     responses: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    changes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.steps) == len(self.tokens) == len(self.accuracy) >= 1:
@@ -145,10 +148,14 @@ def _check_same_settings(first: Curve, second: Curve) -> None:
     keys = sorted({*first.settings, *second.settings})
     values = [(key, first.settings.get(key), second.settings.get(key)) for key in keys]
     if different := [f"{key} ({one!r:.60} and {other!r:.60})" for key, one, other in values if one != other]:
-        listed = ", ".join(different[:_LISTED]) + (
-            f", and {more} more" if (more := len(different) - _LISTED) > 0 else ""
-        )
         raise ValueError(
-            f"{first.run} and {second.run} have the label {first.label}, but their settings differ: {listed}. Only "
-            "seeds and paths may differ between runs with one label. Use LABEL=RUN to rename one"
+            f"{first.run} and {second.run} have the label {first.label}, but their settings differ: "
+            f"{listed(different)}. Only seeds and paths may differ between runs with one label. Use "
+            "LABEL=RUN to rename one"
         )
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first few of some settings, and how many more there are."""
+    more = len(keys) - _LISTED
+    return ", ".join(keys[:_LISTED]) + (f", and {more} more" if more > 0 else "")

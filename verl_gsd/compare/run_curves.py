@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from verl_gsd.compare.curves import Curve
 from verl_gsd.compare.run_names import label_and_seed
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
+from verl_gsd.history import config_of, parts_of_run
 from verl_gsd.records import gaps, listed_steps, read_records
 from verl_gsd.rundir import (
     EXACT,
@@ -45,6 +46,10 @@ VALIDATION = (
     "reward.custom_reward_function.name",
 )
 _TOTAL = "trainer.total_training_steps"
+#: A run that is trained longer than first planned has other values. With a constant learning rate, it keeps its method.
+_LENGTHS = (_TOTAL, "trainer.total_epochs")
+_SCHEDULE = "actor_rollout_ref.actor.optim.lr_scheduler_type"
+_CONSTANT = "constant"
 #: Sections and keys of the config that affect training.
 _TRAINING = (
     *("algorithm.", "actor_rollout_ref.", "critic.", "data.", "reward.", "trainer.v1."),
@@ -90,7 +95,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
     layout = RunDirectory(run)
     tokens = _tokens(run)
     metrics = _validations(layout)
-    config = layout.read_yaml(layout.config) or {}
+    newest, config = _newest_config(layout)
     if is_rehearsal(value_at(config, "trainer.default_local_dir")):
         raise ValueError(
             f"{run}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are seeded. Use "
@@ -134,9 +139,9 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
         )
     generated = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
-    validation = {key: _without_home(value_at(config, key)) for key in VALIDATION} if config else {}
-    if is_whole(validation.get(VALIDATED), 1):
-        validation[SHUFFLE] = value_at(config, SHUFFLE)
+    validation = _validation_settings(config)
+    earlier = _earlier_configs(layout, newest)
+    _check_one_validation(run, earlier, validation)
     try:
         return Curve(
             label,
@@ -151,9 +156,66 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
             "in the laboratory" if layout.sources.is_file() else "on the stack",
             _responses(metric, source, [metrics[step] for step in steps]),
             _training_settings(config),
+            tuple(_changes(earlier, config)),
         )
     except ValueError as error:
         raise ValueError(f"{run}: {error}") from error
+
+
+def _validation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``VALIDATION``; empty without a config."""
+    if not config:
+        return {}
+    validation = {key: _without_home(value_at(config, key)) for key in VALIDATION}
+    if is_whole(validation[VALIDATED], 1):
+        validation[SHUFFLE] = value_at(config, SHUFFLE)
+    return validation
+
+
+def _newest_config(layout: RunDirectory) -> tuple[int, Mapping[str, Any]]:
+    """Return the newest attempt that logged anything, or else the newest one, and its config; empty if unknown."""
+    attempts = layout.attempts()
+    for attempt in reversed(attempts):
+        metrics = layout.metrics(attempt)
+        if metrics.is_file() and metrics.stat().st_size and (config := config_of(layout, attempt)):
+            return attempt, config
+    return max(attempts, default=0), layout.read_yaml(layout.config) or {}
+
+
+def _earlier_configs(layout: RunDirectory, newest: int) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return (last step, config) of each attempt before ``newest`` that trained steps which count.
+
+    Attempts whose config is unknown are left out.
+    """
+    parts = [part for part in parts_of_run(layout) if part.attempt < newest]
+    configs = [(part.last, config_of(layout, part.attempt)) for part in parts]
+    return [(last, config) for last, config in configs if isinstance(config, dict)]
+
+
+def _check_one_validation(
+    run: Path, earlier: Sequence[tuple[int, Mapping[str, Any]]], validation: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if an earlier attempt measured another accuracy."""
+    for last, config in earlier:
+        for key, value in _validation_settings(config).items():
+            if validation and value != (now := validation.get(key)):
+                raise ValueError(
+                    f"{run}: its accuracies up to step {last} and after it cannot be compared, because it was resumed "
+                    f"with another {key} ({value!r:.60}, then {now!r:.60}). Leave this run out"
+                )
+
+
+def _changes(earlier: Sequence[tuple[int, Mapping[str, Any]]], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the training settings that differ in an earlier attempt."""
+    now = _training_settings(config)
+    seen: dict[str, str] = {}
+    for last, before in earlier:
+        then = _training_settings(before)
+        for key in sorted({*then, *now}):
+            is_length = key in _LENGTHS and then.get(_SCHEDULE, _CONSTANT) == now.get(_SCHEDULE, _CONSTANT) == _CONSTANT
+            if not is_length and then.get(key) != now.get(key):
+                seen[key] = f"{key} ({then.get(key)!r:.60} up to step {last}, {now.get(key)!r:.60} at the end)"
+    yield from seen.values()
 
 
 def _without_home(value: Any) -> Any:

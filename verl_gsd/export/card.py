@@ -72,6 +72,35 @@ class CardFile:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What a card says about the config of some steps.
+
+    Attributes:
+        settings: values by dotted key.
+        train, held_out: the data files.
+        validation: how the validations sampled; empty if it is unknown.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Sequence[CardFile] = ()
+    held_out: Sequence[CardFile] = ()
+    validation: str = ""
+
+
+@dataclass(frozen=True)
+class EarlierSteps:
+    """The steps of an attempt of the run before the last one.
+
+    Attributes:
+        last: the last of its steps.
+        setup: None if it is not known.
+    """
+
+    last: int
+    setup: Setup | None
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What a card says.
 
@@ -85,12 +114,10 @@ class CardFacts:
         dtype: the precision of the weights.
         choices: the words of the command line that chose the algorithm, the recipe and the task, for example
             ``algo=grpo``.
-        settings: values by dotted key, at the last step.
-        earlier: (last step, settings) of each attempt of the run before that, oldest first. Settings are None if they
-            are not known.
-        train, held_out: the data files.
+        setup: at the last step.
+        earlier: of each attempt of the run before that, oldest first.
+        unknown_steps: number of first steps about which the run knows nothing.
         accuracies: of the run's validations, per data source.
-        validation: how the validations sampled; empty if it is unknown.
         evaluations: results of ``verl-gsd eval`` on these weights, by benchmark.
         versions: by package, at the time of the export.
         trained_with_torch: the version of torch that saved the checkpoint; None if it is unknown.
@@ -101,12 +128,10 @@ class CardFacts:
     is_adapter: bool
     dtype: str
     choices: Sequence[str] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    earlier: Sequence[tuple[int, Mapping[str, Any] | None]] = ()
-    train: Sequence[CardFile] = ()
-    held_out: Sequence[CardFile] = ()
+    setup: Setup = field(default_factory=Setup)
+    earlier: Sequence[EarlierSteps] = ()
+    unknown_steps: int = 0
     accuracies: Sequence[HeldOut] = ()
-    validation: str = ""
     evaluations: Mapping[str, BenchResult] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     base_origin: str = ""
@@ -127,6 +152,16 @@ def base_origin(path: Any) -> str:
     """The hub name that the config.json of the local base model at ``path`` gives as its origin; empty if none."""
     name = model_config(path).get("_name_or_path") if isinstance(path, str) and path else None
     return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists() else ""
+
+
+def setup_of(config: Any, *, read: bool) -> Setup:
+    """What a card says about a config.
+
+    Args:
+        read: whether the data files are read for their origin and their hash.
+    """
+    train, held_out = (data_files(value_at(config, f"data.{name}_files"), read=read) for name in ("train", "val"))
+    return Setup(public_settings(config), train, held_out, describe_validation(config))
 
 
 def data_files(paths: Any, *, read: bool = True) -> list[CardFile]:
@@ -201,13 +236,17 @@ def _without_places(value: Any) -> Any:
     return Path(value).name if value.startswith(("/", "~", ".")) else value
 
 
-def read_accuracies(run: RunDirectory, step: int, prompts: Mapping[str, int]) -> list[HeldOut]:
+def read_accuracies(
+    run: RunDirectory, step: int, prompts: Mapping[str, int], *, last_attempt: int | None = None
+) -> list[HeldOut]:
     """The held-out accuracies that the run measured up to ``step``: of its first and its last validation.
 
     Args:
         prompts: number of held-out prompts per data source, if known; see ``summarise``.
+        last_attempt: the attempt that trained ``step``. Later ones are left out; None leaves out none.
     """
-    attempts = (read_metrics(run.metrics(attempt)) for attempt in run.attempts())
+    numbers = [attempt for attempt in run.attempts() if last_attempt is None or attempt <= last_attempt]
+    attempts = (read_metrics(run.metrics(attempt)) for attempt in numbers)
     metrics = [(at, data) for at, data in merge_metrics(attempts).items() if at <= step]
     return summarise(metrics, prompts).held_out
 
@@ -273,7 +312,7 @@ def render(facts: CardFacts, name: str) -> str:
         _accuracy(facts),
         "## Settings\n",
         f"{f'Chosen by {chosen}. ' if chosen else ''}Keys of the run's config, without paths and URLs:\n",
-        f"```yaml\n{yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True)}```\n",
+        f"```yaml\n{yaml.safe_dump(dict(facts.setup.settings), sort_keys=False, allow_unicode=True)}```\n",
         *_earlier_settings(facts),
         "## Versions\n",
         _versions(facts),
@@ -282,18 +321,26 @@ def render(facts: CardFacts, name: str) -> str:
 
 
 def _earlier_settings(facts: CardFacts) -> list[str]:
-    """What was set in another way before the run was resumed."""
+    """What was set in another way before the run was resumed, and for which steps nothing is known."""
     parts = []
-    for last, settings in facts.earlier:
-        if settings is None:
-            parts.append(f"Settings up to step {last} are not known; a resume can have changed them.\n")
+    if facts.unknown_steps:
+        parts.append(
+            f"The run has no metrics of {_first_steps(facts.unknown_steps)}: it began from a checkpoint of another "
+            "run, or its metrics were lost. Data and settings of these steps are not known.\n"
+        )
+    for steps in facts.earlier:
+        if steps.setup is None:
+            parts.append(f"Data and settings up to step {steps.last} are not known; a resume can have changed them.\n")
             continue
-        keys = dict.fromkeys([*settings, *facts.settings])
-        others = {key: settings.get(key) for key in keys if settings.get(key) != facts.settings.get(key)}
-        if others:
+        then, now = steps.setup.settings, facts.setup.settings
+        if others := {key: then.get(key) for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)}:
             listed = yaml.safe_dump(others, sort_keys=False, allow_unicode=True)
-            parts.append(f"Up to step {last}, these were different:\n\n```yaml\n{listed}```\n")
+            parts.append(f"Up to step {steps.last}, these were different:\n\n```yaml\n{listed}```\n")
     return parts
+
+
+def _first_steps(count: int) -> str:
+    return "step 1" if count == 1 else f"steps 1 to {count}"
 
 
 def _is_on_hub(facts: CardFacts) -> bool:
@@ -347,7 +394,17 @@ def _usage(facts: CardFacts, name: str) -> str:
 
 
 def _data_table(facts: CardFacts) -> str:
-    rows = [("training", file) for file in facts.train] + [("held out", file) for file in facts.held_out]
+    rows = []
+    for steps in facts.earlier:
+        if steps.setup is not None:
+            parts = (
+                ("training", steps.setup.train, facts.setup.train),
+                ("held out", steps.setup.held_out, facts.setup.held_out),
+            )
+            rows += [
+                (f"{use}, up to step {steps.last}", file) for use, then, now in parts if then != now for file in then
+            ]
+    rows += [("training", file) for file in facts.setup.train] + [("held out", file) for file in facts.setup.held_out]
     if not rows:
         return "The run's data files are unknown.\n"
     lines = ["| use | file | origin | SHA-256 at the export |", "|---|---|---|---|"]
@@ -355,10 +412,17 @@ def _data_table(facts: CardFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _validation(facts: CardFacts) -> str:
+    """How the validations sampled; empty if it is unknown."""
+    parts = [(steps.last, steps.setup.validation) for steps in facts.earlier if steps.setup is not None]
+    others = [f"{then}, up to step {last}" for last, then in parts if then and then != facts.setup.validation]
+    return "; ".join([*others, *([facts.setup.validation] if facts.setup.validation else [])])
+
+
 def _accuracy(facts: CardFacts) -> str:
     lines = []
     if facts.accuracies:
-        sampling = f" ({facts.validation})" if facts.validation else ""
+        sampling = f" ({described})" if (described := _validation(facts)) else ""
         interval = why_without_intervals(facts.accuracies)
         lines += [
             f"The run's own validations on held-out prompts{sampling}: the first, and the last up to this step. "

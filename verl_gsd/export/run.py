@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from verl_gsd.checkpoints import step_of
 from verl_gsd.dotted_keys import value_at
@@ -12,7 +11,8 @@ from verl_gsd.errors import ConfigError
 from verl_gsd.export import card
 from verl_gsd.export.checkpoint import check_not_rehearsal, open_checkpoint
 from verl_gsd.export.weights import architecture_of, origins_of, write_adapter, write_model
-from verl_gsd.rundir import TRAINED, MetricsReader, RunDirectory
+from verl_gsd.history import Part, config_of, parts_of_checkpoint
+from verl_gsd.rundir import RunDirectory
 from verl_gsd.state import saved_torch_version
 from verl_gsd.writing import atomic_folder
 
@@ -65,7 +65,9 @@ def export(
     step = step_of(checkpoint)
     if step is None:
         raise ConfigError(f"{checkpoint}: this is not a checkpoint. Use RUN/global_step_N")
-    config, earlier, is_newest = _configs(run, step, newest)
+    parts = parts_of_checkpoint(run, checkpoint)
+    own = config_of(run, parts[-1].attempt) if parts else newest
+    config = newest if own is None else own
     base_name = card.base_name(base or value_at(config, "actor_rollout_ref.model.path"))
     origins = origins_of(config, distrust=distrust, base=base)
     with open_checkpoint(checkpoint, distrust) as opened, atomic_folder(folder, replace=False) as building:
@@ -75,20 +77,18 @@ def export(
             write_model(opened, building, dtype, origins)
         architecture, parameters = architecture_of(opened)
         is_followed = distrust is None
+        setups = _setups(run, parts, read=is_followed)
+        is_newest = not parts or parts[-1].attempt == max(run.attempts())
         facts = card.CardFacts(
             step,
             base_name,
             adapter,
             dtype,
             choices=card.choices(run.read_yaml(run.overrides)) if is_newest else (),
-            settings=card.public_settings(config),
-            earlier=[
-                (last, card.public_settings(of_part) if of_part is not None else None) for last, of_part in earlier
-            ],
-            train=card.data_files(value_at(config, "data.train_files"), read=is_followed),
-            held_out=card.data_files(value_at(config, "data.val_files"), read=is_followed),
-            accuracies=card.read_accuracies(run, step, prompts),
-            validation=card.describe_validation(config),
+            setup=card.setup_of(config, read=is_followed),
+            earlier=setups if own is None else setups[:-1],
+            unknown_steps=parts[0].first - 1 if parts else 0,
+            accuracies=card.read_accuracies(run, step, prompts, last_attempt=parts[-1].attempt if parts else None),
             evaluations=card.read_evaluations(checkpoint, evaluations),
             versions=card.installed_versions(),
             base_origin=card.base_origin(origins.base) if is_followed or origins.is_base_chosen else "",
@@ -99,27 +99,13 @@ def export(
         (building / "README.md").write_text(card.render(facts, name), encoding="utf-8")
 
 
-def _configs(run: RunDirectory, step: int, newest: Any) -> tuple[Any, list[tuple[int, Any]], bool]:
-    """The config with which ``step`` was trained, and (last step, config) of each attempt before it, oldest first.
-
-    Also whether the newest attempt trained ``step``, whose command line is kept.
-
-    A config is None if it is not known: an older version did not keep those of earlier attempts. For ``step`` it is
-    then the newest one.
-    """
-    parts: list[tuple[int, Any]] = []
-    attempts, end, is_newest = run.attempts(), step, False
-    for attempt in reversed(attempts):
-        lines = MetricsReader(run.metrics(attempt), skip_damaged=True).new()
-        steps = [number for number, scalars in lines if TRAINED in scalars and number <= end]
-        if steps:
-            is_newest |= attempt == attempts[-1]
-            own = run.read_yaml(run.attempt_config(attempt))
-            parts.append((max(steps), own if own is not None or attempt != attempts[-1] else newest))
-            end = min(steps) - 1
-    if not parts:
-        return newest, [], True
-    (_, config), *earlier = parts
-    if config is None:
-        return newest, [(step, None)], False
-    return config, earlier[::-1], is_newest
+def _setups(run: RunDirectory, parts: Sequence[Part], *, read: bool) -> list[card.EarlierSteps]:
+    """What was set for the steps of each part, oldest first. Parts that follow each other with one setup are one."""
+    setups: list[card.EarlierSteps] = []
+    for part in parts:
+        config = config_of(run, part.attempt)
+        setup = None if config is None else card.setup_of(config, read=read)
+        if setups and setups[-1].setup == setup:
+            setups.pop()
+        setups.append(card.EarlierSteps(part.last, setup))
+    return setups

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from verl_gsd.dotted_keys import dotted_leaves
+from verl_gsd.history import config_of, parts_of_run
 from verl_gsd.row_table import SUFFIXES
 from verl_gsd.rundir import RunDirectory
 from verl_gsd.scalars import is_whole
@@ -125,21 +126,31 @@ def _read_run(path: Path) -> SolveRates:
 def _chosen_by(path: Path, records: pa.Table) -> str:
     """What chose how many responses a prompt of the run got by the outcomes of earlier ones, in words; else empty.
 
-    A budget and sizes from the data show in the records. A sampler chooses which prompts are visited, and only the
-    config says whether there was one.
+    A budget and sizes from the data show in the records: the groups of one attempt differ in size. A sampler chooses
+    which prompts are visited, and only the configs of the attempts say whether there was one.
     """
-    rated = records["total"].to_numpy()  # unlike size, without responses of earlier visits
-    sizes = rated[rated > 0]
-    if np.bincount(sizes).max() < (1 - _OTHER_SIZES) * len(sizes):
-        return "a budget, or sizes of groups in the data,"
     run = RunDirectory(path)
-    try:
-        content = run.read_yaml(run.config)
-    except ValueError:
-        content = None
-    settings = dict(dotted_leaves(content)) if isinstance(content, dict) else {}
-    has_sampler = any(key.startswith("algorithm.gsd.sampler.") for key in settings)
+    parts = parts_of_run(run)
+    rated = records["total"].to_numpy()  # unlike size, without responses of earlier visits
+    of_part = np.searchsorted([part.first for part in parts], records["step"].to_numpy(), side="right")
+    usual = sum(
+        int(np.bincount(sizes).max())
+        for part in np.unique(of_part)
+        if len(sizes := rated[(of_part == part) & (rated > 0)])
+    )
+    if usual < (1 - _OTHER_SIZES) * np.count_nonzero(rated):
+        return "a budget, or sizes of groups in the data,"
+    has_sampler = any(_has_sampler(run, part.attempt) for part in parts)
     return "the sampler" if has_sampler else ""
+
+
+def _has_sampler(run: RunDirectory, attempt: int) -> bool:
+    try:
+        content = config_of(run, attempt)
+    except ValueError:
+        return False
+    settings = dotted_leaves(content) if isinstance(content, dict) else ()
+    return any(key.startswith("algorithm.gsd.sampler.") for key, _ in settings)
 
 
 def _partial_credit(records: pa.Table) -> np.ndarray:

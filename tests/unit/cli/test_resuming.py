@@ -1,11 +1,14 @@
 """Resuming as a user does: which checkpoint, what is said of a damaged one, and lines that can be pasted."""
 
+import json
 import re
+import shlex
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import report_runs
 import typer
 import yaml
 from checkpoint_files import write_checkpoint
@@ -54,9 +57,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
-def problems(run, *words):
-    """What is wrong with a line that resumes the run, before Ray starts."""
-    line, config = train._compose([f"resume={run.path}", *words])
+def problems(place, *words):
+    """What is wrong with a line that resumes a run, or a checkpoint in its folder, before Ray starts."""
+    path = place.path if isinstance(place, RunDirectory) else place
+    line, config = train._compose([f"resume={path}", *words])
     return [problem for check in validate.CHECKS for problem in check(config, line)]
 
 
@@ -128,6 +132,39 @@ def test_an_older_checkpoint_can_be_named(run):
     for place in (run.checkpoint(9), run.path.parent / "global_step_1"):
         with pytest.raises(ConfigError, match=f"resume={place}: "):
             train._compose([f"resume={place}"])
+
+
+def trained(run, attempt, steps):
+    report_runs.metrics(run.path, [(step, {}) for step in steps], attempt=attempt)
+
+
+def test_a_checkpoint_from_which_a_later_attempt_went_back_begins_a_new_run(run, tmp_path):
+    """Its metrics and records would be those of two trainings. Attempt 2 resumed from step 4 and ended at step 7."""
+    trained(run, 1, range(1, 11))
+    assert problems(run) == problems(run.checkpoint(4)) == []
+    trained(run, 2, range(5, 8))
+    run.marker.write_text("4")
+    (problem,) = problems(run.checkpoint(10))
+    assert problem.startswith(f"{run.checkpoint(10)}: a later attempt resumed from an earlier step")
+    assert problems(run) == problems(run.checkpoint(4)) == []
+    keys = re.search(r"with (.*)\.$", problem)[1].replace("FOLDER", f"{tmp_path}/new")
+    line, config = train._compose([*LINE, *shlex.split(keys)])
+    assert [text for check in validate.CHECKS for text in check(config, line)] == []
+    assert gsd_section.checkpoint_to_resume(config) == run.checkpoint(10)
+    cut(run.checkpoint(4) / "data.pt")
+    (problem,) = problems(run)
+    assert "no other complete checkpoint" in problem, "the others are of the branch that was given up"
+
+
+def test_a_checkpoint_says_which_attempt_saved_it(run):
+    """Attempt 2 passed step 10 without saving it again."""
+    trained(run, 1, range(1, 11))
+    trained(run, 2, range(9, 13))
+    assert problems(run.checkpoint(10)) == [], "it could be that of attempt 2"
+    saved = {"attempt": 1, "step": 10, "data": {}}
+    (run.checkpoint(10) / "gsd" / "metrics.json").write_text(json.dumps(saved))
+    (problem,) = problems(run.checkpoint(10))
+    assert "a later attempt resumed" in problem
 
 
 @pytest.fixture

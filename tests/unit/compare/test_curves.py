@@ -300,6 +300,42 @@ def test_seeds_and_paths_may_differ_between_runs_of_one_label(tmp_path, key, val
         check_comparable(curves)
 
 
+def resumed(run, **keys):
+    """A run of two attempts: each trained one step, the second with other settings."""
+    for attempt, other in enumerate(({}, keys), start=1):
+        write_run(run, [5], {attempt: 0.5}, first=attempt, attempt=attempt, **other)
+        (run / "configs").mkdir(exist_ok=True)
+        (run / "configs" / f"attempt_{attempt}.yaml").write_text((run / "config.yaml").read_text())
+    return run
+
+
+def test_a_resume_with_another_validation_has_no_curve(tmp_path):
+    key = "actor_rollout_ref__rollout__val_kwargs__n"
+    run = resumed(tmp_path / "a" / "seed_1", **{key: 4})
+    with pytest.raises(ValueError, match=r"up to step 1 and after it .* another .*val_kwargs\.n \(1, then 4\)"):
+        read_curve(run)
+    (run / "configs" / "attempt_1.yaml").unlink()
+    assert read_curve(run).steps == (1, 2), "runs of older versions do not say how they began"
+
+
+def test_a_resume_with_other_settings_is_said(tmp_path):
+    run = resumed(tmp_path / "a" / "seed_1", actor_rollout_ref__actor__optim__lr=1e-3, data__seed=1)
+    said = [text for text in caveats(compare_curves([read_curve(run)], "a")) if "resumed with other settings" in text]
+    assert len(said) == 1 and "optim.lr (None up to step 1, 0.001 at the end)" in said[0] and "data.seed" not in said[0]
+    assert read_curve(resumed(tmp_path / "b" / "seed_1", trainer__total_training_steps=9)).changes == ()
+    decayed = {"trainer__total_training_steps": 9, "actor_rollout_ref__actor__optim__lr_scheduler_type": "cosine"}
+    assert len(read_curve(resumed(tmp_path / "c" / "seed_1", **decayed)).changes) == 2
+
+
+def test_an_attempt_that_did_nothing_changes_no_curve(tmp_path):
+    run = resumed(tmp_path / "a" / "seed_1")
+    before = read_curve(run)
+    (run / "logs").mkdir()
+    (run / "logs" / "attempt_3.log").touch()
+    report_runs.config(run, **{"data__val_files": "other.parquet"})
+    assert read_curve(run) == before
+
+
 def test_home_folder_is_replaced_by_a_tilde(tmp_path, monkeypatch):
     run = write_run(tmp_path / "seed_1", [10], {1: 0.1}, total=1)
     config = run / "config.yaml"

@@ -1,6 +1,7 @@
 """The model card says what is known, and nothing that belongs to the machine."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from verl_gsd.evaluation.results import BenchResult, write_result
 from verl_gsd.evaluation.summary import Accuracy, HeldOut
 from verl_gsd.export import card
-from verl_gsd.export.card import CardFacts, CardFile, render
+from verl_gsd.export.card import CardFacts, CardFile, EarlierSteps, Setup, render
 from verl_gsd.preparation import manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.rundir import RunDirectory
@@ -153,11 +154,13 @@ FACTS = CardFacts(
     False,
     "bfloat16",
     choices=["algo=grpo"],
-    settings={"actor_rollout_ref.actor.optim.lr": 1e-6},
-    train=[CardFile("math/train.parquet", "a/math at revision abc", "0123")],
-    held_out=[CardFile("test.parquet")],
+    setup=Setup(
+        {"actor_rollout_ref.actor.optim.lr": 1e-6},
+        train=[CardFile("math/train.parquet", "a/math at revision abc", "0123")],
+        held_out=[CardFile("test.parquet")],
+        validation="one response per prompt, greedy",
+    ),
     accuracies=[HeldOut("sums", (Accuracy(0, 0.25, None), Accuracy(400, 0.5, None)))],
-    validation="one response per prompt, greedy",
     evaluations={"math500": result({})},
     versions={"verl": "0.9.1", "torch": "2.13.0"},
     trained_with_torch="2.13.0+cpu",
@@ -176,7 +179,21 @@ def test_a_card_has_the_hubs_metadata_and_all_facts():
     ):
         assert part in text, part
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert settings == FACTS.settings and "/home" not in text
+    assert settings == FACTS.setup.settings and "/home" not in text
+
+
+def test_a_card_has_the_data_and_the_sampling_of_earlier_attempts():
+    before = replace(FACTS.setup, train=[CardFile("old/train.parquet")], validation="4 responses per prompt")
+    text = render(replace(FACTS, earlier=[EarlierSteps(100, before)]), "mine")
+    assert "| training, up to step 100 | old/train.parquet |" in text and "| training | math/train.parquet |" in text
+    assert text.count("| held out") == 1, "these files were the same"
+    assert "(4 responses per prompt, up to step 100; one response per prompt, greedy)" in text
+    assert "up to step" not in render(FACTS, "mine").lower()
+
+
+def test_a_card_says_which_steps_another_run_trained():
+    text = render(replace(FACTS, unknown_steps=50), "mine")
+    assert "no metrics of steps 1 to 50" in text and "not known" in text
 
 
 def test_a_card_says_what_is_unknown():

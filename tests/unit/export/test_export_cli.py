@@ -52,31 +52,74 @@ def run(tmp_path, model):
     return run
 
 
-def test_a_card_has_the_settings_of_its_steps_and_not_of_a_later_resume(run, tmp_path):
-    """Attempt 1 trained steps 1 to 3, attempt 2 resumed from step 2, attempt 3 from step 4."""
+def attempts(run, *trained):
+    """Write metrics and configs of attempts, (steps, learning rate) of each. The accuracy is 1e5 x the rate."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "configs").mkdir()
-    (run / "metrics" / "attempt_1.jsonl").unlink(missing_ok=True)
-    for attempt, steps, rate in ((1, (1, 2, 3), 1e-6), (2, (3, 4), 2e-6), (3, (5,), 3e-6)):
+    for attempt, (steps, rate) in enumerate(trained, start=1):
         config["actor_rollout_ref"]["actor"] = {"optim": {"lr": rate}}
+        config["data"] = {"train_files": f"/data/attempt_{attempt}.parquet", "val_files": "/data/test.parquet"}
         (run / "configs" / f"attempt_{attempt}.yaml").write_text(yaml.safe_dump(config))
-        lines = [{"step": step, "data": {"training/global_step": step, ACCURACY: 0.5}} for step in steps]
+        lines = [{"step": step, "data": {"training/global_step": step, ACCURACY: rate * 1e5}} for step in steps]
         path = RunDirectory(run).metrics(attempt)
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    cards = {}
-    for step in (2, 4):
-        export(run / f"global_step_{step}", tmp_path / f"out_{step}")
-        cards[step] = (tmp_path / f"out_{step}" / "README.md").read_text()
-    settings = {step: text.partition("## Settings")[2].partition("## Versions")[0] for step, text in cards.items()}
+
+
+def saved_by(checkpoint, attempt):
+    (checkpoint / "gsd").mkdir()
+    (checkpoint / "gsd" / "metrics.json").write_text(json.dumps({"attempt": attempt, "step": 0, "data": {}}))
+
+
+def card_of(checkpoint, folder):
+    export(checkpoint, folder)
+    return (folder / "README.md").read_text()
+
+
+def settings_in(text):
+    return text.partition("## Settings")[2].partition("## Versions")[0]
+
+
+def test_a_card_has_the_settings_of_its_steps_and_not_of_a_later_resume(run, tmp_path):
+    """Attempt 1 trained steps 1 to 3, attempt 2 resumed from step 2, attempt 3 from step 4."""
+    attempts(run, ((1, 2, 3), 1e-6), ((3, 4), 2e-6), ((5,), 3e-6))
+    cards = {step: card_of(run / f"global_step_{step}", tmp_path / f"out_{step}") for step in (2, 4)}
+    settings = {step: settings_in(text) for step, text in cards.items()}
     assert "lr: 1.0e-06" in settings[2] and "Up to step" not in settings[2]
     assert "algo=" not in settings[2] + settings[4], "the words are those of attempt 3"
     now, earlier = settings[4].split("Up to step 2, these were different:")
     assert "lr: 2.0e-06" in now and "lr: 1.0e-06" in earlier and "3.0e-06" not in settings[4]
+    data = cards[4].partition("## Data")[2].partition("## Measured")[0]
+    assert "| training, up to step 2 | attempt_1.parquet |" in data and "| training | attempt_2.parquet |" in data
+    assert "attempt_3" not in data and data.count("test.parquet") == 1
     (run / "configs" / "attempt_1.yaml").unlink()
-    export(run / "global_step_4", tmp_path / "unknown")
-    assert "Settings up to step 2 are not known" in (tmp_path / "unknown" / "README.md").read_text()
+    unknown = card_of(run / "global_step_4", tmp_path / "unknown")
+    assert "Data and settings up to step 2 are not known" in unknown
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_checkpoint_that_a_later_branch_left_behind_has_the_card_of_its_own_attempt(run, tmp_path, is_marked):
+    """Attempt 1 trained steps 1 to 4. Attempt 2 resumed from step 2 and ended at step 3."""
+    attempts(run, ((1, 2, 3, 4), 1e-6), ((3,), 2e-6))
+    if is_marked:  # verl's own trainers do not save who wrote a checkpoint
+        saved_by(run / "global_step_4", 1)
+    text = card_of(run / "global_step_4", tmp_path / "out")
+    assert "lr: 1.0e-06" in settings_in(text) and "2.0e-06" not in text and "attempt_2" not in text
+    assert "| sums | 0.100 | 4 |" in text and "0.200" not in text
+    assert "algo=" not in settings_in(text), "the words are those of attempt 2"
+
+
+def test_a_checkpoint_that_a_later_branch_passed_without_saving_has_the_card_of_its_own_attempt(run, tmp_path):
+    attempts(run, ((1, 2, 3, 4), 1e-6), ((3, 4, 5), 2e-6))
+    saved_by(run / "global_step_4", 1)
+    text = card_of(run / "global_step_4", tmp_path / "out")
+    assert "lr: 1.0e-06" in settings_in(text) and "2.0e-06" not in text and "0.200" not in text
+
+
+def test_a_card_says_that_another_run_trained_the_first_steps(run, tmp_path):
+    attempts(run, ((3, 4), 1e-6))
+    assert "no metrics of steps 1 to 2" in card_of(run / "global_step_4", tmp_path / "out")
 
 
 def export(*words, code=0):

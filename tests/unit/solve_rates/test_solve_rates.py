@@ -340,6 +340,27 @@ def test_counts_that_outcomes_decided_give_no_unbiased_figures(tmp_path, sizes, 
     assert (found.unbiased_counts[0] is None) == (said is not None)
 
 
+def test_a_resume_with_groups_of_another_size_is_no_budget(tmp_path):
+    """Whoever resumed chose the size for all prompts at once."""
+    visits(tmp_path, 1, *((index, [0, 1]) for index in range(5)))
+    visits(tmp_path, 2, *((index, [0, 1]) for index in range(5)))
+    visits(tmp_path, 2, *((index, [0, 1, 1, 1]) for index in range(5)), attempt=2)
+    assert not read_solve_rates(tmp_path).is_biased
+    visits(tmp_path, 3, *((index, [0, 1, 1, 1]) for index in range(4)), (4, [0, 1] * 3), (5, [0, 1]), attempt=2)
+    assert read_solve_rates(tmp_path).is_biased, "also if the groups of the second attempt alone differ"
+
+
+def test_a_sampler_of_an_earlier_attempt_chose_too(tmp_path):
+    for attempt in (1, 2):
+        visits(tmp_path, attempt, (0, [0, 1]), (1, [1, 1]), attempt=attempt)
+    (tmp_path / "configs").mkdir()
+    for attempt, sampler in ((1, "{explore: 0.1}"), (2, "null")):
+        config = f"algorithm: {{gsd: {{sampler: {sampler}}}}}"
+        (tmp_path / "configs" / f"attempt_{attempt}.yaml").write_text(config)
+        (tmp_path / "config.yaml").write_text(config)
+    assert read_solve_rates(tmp_path).is_biased
+
+
 def test_some_failed_sessions_leave_unbiased_figures(tmp_path):
     visits(tmp_path, 1, (0, [0, 1]), *((index, [0, 1, 1]) for index in range(1, 20)))
     assert not read_solve_rates(tmp_path).is_biased

@@ -21,6 +21,7 @@ from verl_gsd.conflicts import lacks_accuracy
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.errors import OUR_MODES, OWN_GPUS_FOR_REWARDS, ConfigError
+from verl_gsd.history import is_left_behind
 from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.limits import check_limits
 from verl_gsd.run.cluster_lock import is_job
@@ -145,11 +146,13 @@ def checkpoint_to_resume(config: DictConfig) -> Path | None:
 def suggest_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | None:
     """A sentence that suggests another, complete checkpoint of the same run; None if there is none.
 
-    An older checkpoint is preferred. A newer one was never announced, and may belong to a branch that was given up.
+    An older checkpoint is preferred. A newer one was never announced. Checkpoints of steps from which a later attempt
+    went back are left out (``history.is_left_behind``).
     """
     step = step_of(damaged)
     others = [path for path in whole_checkpoints(damaged.parent, needs_all_ranks(config)) if path != damaged]
     others = [path for path in others if not uses_our_trainer(config) or _has_whole_state(path)]
+    others = [path for path in others if not is_left_behind(RunDirectory(path.parent), path)]
     # The sort is stable, so the newest comes first among the older checkpoints, and among the newer ones.
     others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)
     if not others:

@@ -33,6 +33,7 @@ from verl_gsd.run.checks.parallelism import (
     check_layout,
     check_model_attention,
 )
+from verl_gsd.run.checks.resumes import check_resume
 from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.checks.unused_keys import check_unused_keys
 from verl_gsd.run.compose import Line
@@ -434,6 +435,7 @@ CHECKS = (
     _check_numbers,
     _check_appended_keys,
     _check_checkpoint,
+    check_resume,
     check_steps_left,
     *gsd_section.CHECKS,
     check_accelerators,

@@ -495,6 +495,7 @@ UNTRIED = {
     "parallelism.py:check_flash_attention": "depends on whether flash-attn is installed (test_attention.py)",
     "parallelism.py:check_model_attention": "the remedy for gpt_oss is to install flash-attn",
     "sizes_in_data.py:dataset_group_sizes": "one of the lines only describes",
+    "resumes.py:check_resume": "needs checkpoints of several attempts (test_resuming.py follows the remedy)",
     "steps_left.py:finished": "needs a checkpoint of a run that is finished",
     "validate.py:check_accelerators": "depends on the machine (test_gpus.py)",
     "validate.py:check_disk_space": "depends on the machine's disks (test_validation.py)",
