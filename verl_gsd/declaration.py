@@ -196,6 +196,8 @@ class Declaration:
         needs_groups: only our trainer modes, which see whole groups, can run the extension. The checks reject it under
             verl's own modes.
         counts_groups: ``Extension.place`` fills a mini-batch with a fixed number of groups, whatever their sizes.
+        counts: names of metrics of ``Extension.place`` that are numbers of something. They are summed over the batches
+            of a step, of which verl takes the mean otherwise.
         weighs: the extension changes or uses the advantages of the estimator ``gsd``. The checks reject it under any
             other estimator. A part can weigh although the extension that contains it does not.
         reads_accuracy: the extension reads ``acc``, the verifier's verdict. The checks reject it if rewards come
@@ -252,6 +254,7 @@ class Declaration:
     settings: str | type | None = None
     needs_groups: bool = True
     counts_groups: bool = False
+    counts: tuple[str, ...] = ()
     weighs: bool = True
     reads_accuracy: bool = False
     saves: bool = False

@@ -41,6 +41,8 @@ import torch
 from verl_gsd.dial_settings import check_dial_settings
 from verl_gsd.groups import GroupStats, Labels, float_rows, group_extremes, group_stats
 
+#: Metric with the number of groups below the floor, see ``floor_metrics``.
+FLOOR_GROUPS = "dial/floor/groups"
 #: A group disagrees clearly if its range is at least the largest range that is no outlier, divided by this number.
 _CLEAR = 5
 #: Of so many mixed groups or more, the one with the largest range may be an outlier.
@@ -191,7 +193,7 @@ def floor_metrics(stats: GroupStats, *, alpha: float, ddof: int, scale: torch.Te
     return {
         "dial/floor/reward_scale": float(_per_group(scale, stats)[mixed].mean()),
         "dial/floor/sigma": float(floor.mean()),
-        "dial/floor/groups": float((sigma < floor).sum()),
+        FLOOR_GROUPS: float((sigma < floor).sum()),
     }
 
 

@@ -33,7 +33,8 @@ from verl_gsd.writing import atomic_write
 
 #: How a group left the replay buffer:
 #: trained: an update used it; filtered: dynamic sampling evicted it; surplus: the batch was full;
-#: stale: it was too old; failed: none of its sessions returned a usable response.
+#: stale: it was too old; failed: none of its sessions returned a usable response, or in verl's asynchronous modes at
+#: least one session failed.
 Fate = Literal["trained", "filtered", "surplus", "stale", "failed"]
 FATES: tuple[Fate, ...] = ("trained", "filtered", "surplus", "stale", "failed")
 

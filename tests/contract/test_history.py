@@ -210,6 +210,21 @@ def test_earlier_responses_have_the_age_they_have(visited_once):
     assert getattr(extra, "data", extra)["max_global_steps"] == 0
 
 
+def test_responses_that_were_trained_on_late_are_as_old_as_they_are(begin):
+    """In the asynchronous modes, a step trains on responses of earlier weights."""
+    run = begin()
+    run.submitted("first")
+    versions = {"min_global_steps": 1, "max_global_steps": 2}
+    answered("first", range(SIZE), step=5, extra_fields={"reward_extra_info": {}} | versions, tag=versions)
+    run.trained(step=5)
+    assert [response.step for response in run.store.recall(KEY)] == [3, 3], "step 3 generates with the weights of 2"
+    run.submitted("second")
+    answered("second", range(2), step=9, tag={"min_global_steps": 8, "max_global_steps": 8})
+    batch, metrics = run.trained(step=9)
+    assert metrics["gvpo/history/age"] == 6
+    assert dict(zip(batch.keys, batch.tags, strict=True))["second_4_0"]["max_global_steps"] == 2
+
+
 def test_a_data_sets_own_number_of_sessions_is_lessened_and_one_is_always_new(visited_once):
     run = visited_once(share=0.75)
     assert [run.submitted(f"again{n}", own=n) for n in (6, 3, 1)] == [3, 1, 1]

@@ -6,11 +6,14 @@ pytest.importorskip("verl")
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_gsd import extension
 from verl_gsd.algorithms.rollouts.budget import Budget
+from verl_gsd.dial import FLOOR_GROUPS
 from verl_gsd.errors import ConfigError
 from verl_gsd.extension import Declaration, Extension
 from verl_gsd.run.dataset import fingerprints, indices_are_unique
@@ -87,6 +90,22 @@ def test_each_mode_is_verls_own_with_its_buffer_watched(trainer, words, base, mo
     assert type(built.replay_buffer).__name__ == f"Watched{buffer.__name__}"
     assert config.trainer.v1.trainer_mode == built.trainer_mode == mode
     assert built.parameter_sync_step == (4 if mode == "separate_async" else 1), "read under verl's own name"
+
+
+def test_counts_are_summed_over_the_parts_of_a_step(trainer, monkeypatch):
+    """verl takes the mean of metrics that it does not know."""
+    built, _ = trainer(*SEPARATE, "algo=gvpo")
+    counts = {"gvpo/padding_rows": 3.0, "gvpo/missing_sessions": 5.0, "gvpo/missing_updates": 1.0, FLOOR_GROUPS: 2.0}
+
+    def part(self, metrics, timing, size):
+        metrics.update(counts | {"gvpo/route_whole": 1.0})
+        return KVBatchMeta(partition_id="train", keys=[f"u{self.local_trigger_step}_0_0"], tags=[{}])
+
+    monkeypatch.setattr(PPOTrainer, "_step_once", part)
+    built.prepare_step, metrics = lambda: None, {}
+    PPOTrainer.step(built, metrics, {})
+    assert metrics == {"gvpo/route_whole": 1.0}
+    assert built._counts == {name: 4 * number for name, number in counts.items()}
 
 
 def test_a_stage_under_an_estimator_that_does_not_run_it_is_rejected(compose_fast):

@@ -398,7 +398,7 @@ def _run(config: DictConfig, line: Line) -> None:
     from verl_gsd.errors import ConfigError
     from verl_gsd.run import launch, trust
     from verl_gsd.run.messages import RunStoppedError
-    from verl_gsd.rundir import RunDirectory, read_metrics
+    from verl_gsd.rundir import MetricsReader, RunDirectory
 
     held_out = held_out_prompts(config)
     if reason := trust.why_unsigned():
@@ -426,7 +426,8 @@ def _run(config: DictConfig, line: Line) -> None:
         _show_how_to_resume(run)
         outcome = "was stopped" if isinstance(error, RunStoppedError) else "failed"
         fail(f"the run {outcome}: {error}\nfull log: {run.log(attempt)}", code=1)
-    out.print(result_table(list(read_metrics(run.metrics(attempt))), held_out))
+    metrics = list(MetricsReader(run.metrics(attempt), skip_damaged=True).new())
+    out.print(result_table(metrics, held_out))
     show_export_command(run)
     out.print(f"run directory [bold]{escape(str(run.path))}[/]", soft_wrap=True)
     if "wandb" in config.trainer.logger and launch.wandb_is_offline():

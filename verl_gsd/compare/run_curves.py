@@ -94,8 +94,9 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
     """
     layout = RunDirectory(run)
     tokens = _tokens(run)
-    metrics = _validations(layout)
-    newest, config = _newest_config(layout)
+    attempts = _attempts(layout)
+    metrics = _validations(layout, attempts)
+    config = _config(layout, attempts)
     if is_rehearsal(value_at(config, "trainer.default_local_dir")):
         raise ValueError(
             f"{run}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are seeded. Use "
@@ -140,7 +141,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
     generated = np.cumsum([tokens.get(step, 0) for step in range(steps[-1] + 1)]).tolist()
     label, seed = label_and_seed(run, config, label)
     validation = _validation_settings(config)
-    earlier = _earlier_configs(layout, newest)
+    earlier = _earlier_configs(layout)
     _check_one_validation(run, earlier, validation)
     try:
         return Curve(
@@ -172,23 +173,25 @@ def _validation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return validation
 
 
-def _newest_config(layout: RunDirectory) -> tuple[int, Mapping[str, Any]]:
-    """Return the newest attempt that logged anything, or else the newest one, and its config; empty if unknown."""
-    attempts = layout.attempts()
-    for attempt in reversed(attempts):
-        metrics = layout.metrics(attempt)
-        if metrics.is_file() and metrics.stat().st_size and (config := config_of(layout, attempt)):
-            return attempt, config
-    return max(attempts, default=0), layout.read_yaml(layout.config) or {}
+def _attempts(layout: RunDirectory) -> list[int]:
+    """Return the attempts whose steps count; all of them before the first step.
+
+    An attempt that trained nothing, such as one that only validated, changes no curve.
+    """
+    return [part.attempt for part in parts_of_run(layout)] or layout.attempts()
 
 
-def _earlier_configs(layout: RunDirectory, newest: int) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return (last step, config) of each attempt before ``newest`` that trained steps which count.
+def _config(layout: RunDirectory, attempts: Sequence[int]) -> Mapping[str, Any]:
+    """Return the config of the newest of ``attempts``, or else that of the run; empty if there is none."""
+    return (config_of(layout, attempts[-1]) if attempts else None) or layout.read_yaml(layout.config) or {}
+
+
+def _earlier_configs(layout: RunDirectory) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return (last step, config) of each attempt whose steps count, but for the newest.
 
     Attempts whose config is unknown are left out.
     """
-    parts = [part for part in parts_of_run(layout) if part.attempt < newest]
-    configs = [(part.last, config_of(layout, part.attempt)) for part in parts]
+    configs = [(part.last, config_of(layout, part.attempt)) for part in parts_of_run(layout)[:-1]]
     return [(last, config) for last, config in configs if isinstance(config, dict)]
 
 
@@ -256,12 +259,12 @@ def _tokens(run: Path) -> dict[int, int]:
     return by_step
 
 
-def _validations(layout: RunDirectory) -> dict[int, dict[str, float]]:
+def _validations(layout: RunDirectory, attempts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Return accuracies by step and metric name.
 
     An attempt that resumed from step S discards the results of earlier attempts from step S + 1 on.
     """
-    steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in layout.attempts())
+    steps = merge_metrics(_lines(layout.metrics(attempt)) for attempt in attempts)
     accuracies = {step: {name: data[name] for name in data if name != TRAINED} for step, data in steps.items()}
     return {step: data for step, data in accuracies.items() if any(map(ACCURACY.match, data))}
 

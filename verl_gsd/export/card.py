@@ -23,7 +23,7 @@ from verl_gsd.preparation.manifest import read_manifest
 from verl_gsd.preparation.reading import sha256
 from verl_gsd.run.checks.parallelism import model_config
 from verl_gsd.run.remote_paths import scheme_of
-from verl_gsd.rundir import RunDirectory, merge_metrics, read_metrics
+from verl_gsd.rundir import MetricsReader, RunDirectory, merge_metrics
 from verl_gsd.secret_patterns import SECRET_NAME, SECRET_VALUE
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -246,7 +246,7 @@ def read_accuracies(
         last_attempt: the attempt that trained ``step``. Later ones are left out; None leaves out none.
     """
     numbers = [attempt for attempt in run.attempts() if last_attempt is None or attempt <= last_attempt]
-    attempts = (read_metrics(run.metrics(attempt)) for attempt in numbers)
+    attempts = (MetricsReader(run.metrics(attempt), skip_damaged=True).new() for attempt in numbers)
     metrics = [(at, data) for at, data in merge_metrics(attempts).items() if at <= step]
     return summarise(metrics, prompts).held_out
 

@@ -21,8 +21,9 @@ from verl_gsd.solve_rates.tables import RateColumns, read_table
 
 #: More prompts than any data set has. A file with larger numbers is not a histogram.
 _MOST_PROMPTS = 10**8
-#: Groups of a run whose size differs from the usual one, as a share. Failed responses alone can make some.
-_OTHER_SIZES = 0.1
+#: Share of the responses that are missing if all groups of an attempt had the size of its largest one. Failed sessions
+#: and rewards alone make it small.
+_MISSING = 0.1
 
 
 def read_solve_rates(
@@ -133,12 +134,9 @@ def _chosen_by(path: Path, records: pa.Table) -> str:
     parts = parts_of_run(run)
     rated = records["total"].to_numpy()  # unlike size, without responses of earlier visits
     of_part = np.searchsorted([part.first for part in parts], records["step"].to_numpy(), side="right")
-    usual = sum(
-        int(np.bincount(sizes).max())
-        for part in np.unique(of_part)
-        if len(sizes := rated[(of_part == part) & (rated > 0)])
-    )
-    if usual < (1 - _OTHER_SIZES) * np.count_nonzero(rated):
+    groups = [sizes for part in np.unique(of_part) if len(sizes := rated[(of_part == part) & (rated > 0)])]
+    expected = sum(int(sizes.max()) * len(sizes) for sizes in groups)
+    if sum(int(sizes.sum()) for sizes in groups) < (1 - _MISSING) * expected:
         return "a budget, or sizes of groups in the data,"
     has_sampler = any(_has_sampler(run, part.attempt) for part in parts)
     return "the sampler" if has_sampler else ""

@@ -14,7 +14,7 @@ from verl_gsd.row_table import RowTable, read_row_table
 from verl_gsd.solve_rates.joining import keys_by_index
 from verl_gsd.solve_rates.rates import SolveRates
 
-#: How far a rate times its samples may be from an integer, because rates are often rounded to a few digits.
+#: How far a rate times its samples may be from an integer, because of floats with few digits.
 _TOLERANCE = 0.01
 _MISSING = {"", "nan", "null", "none", "na", "n/a"}
 
@@ -91,7 +91,8 @@ def read_table(path: Path, options: RateColumns) -> SolveRates:
         return SolveRates(path, values, None, None, kept_keys, skipped, row, len(table))
     total = total[kept]
     correct = (values * total).round() if options.column else values
-    invalid = (correct > total) | (np.abs(correct - values * total) > _TOLERANCE if options.column else False)
+    inexact = np.abs(correct - values * total) > np.maximum(_TOLERANCE, _rounding(values, total))
+    invalid = (correct > total) | (inexact if options.column else False)
     if invalid.any():
         first = int(np.flatnonzero(invalid)[0])
         raise ValueError(
@@ -100,6 +101,17 @@ def read_table(path: Path, options: RateColumns) -> SolveRates:
         )
     solved: np.ndarray = correct.astype(np.int64)
     return SolveRates(path, correct / total, solved, total.astype(np.int64), kept_keys, skipped, row, len(table))
+
+
+def _rounding(rates: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """(N,) how far a rate times its samples is from an integer, at most, because a file has rates with d decimals.
+
+    0 for d = 1, and where several integers are as near.
+    """
+    decimals = max(len(np.format_float_positional(rate, trim="-").partition(".")[2]) for rate in np.unique(rates))
+    spread = total * 10.0**-decimals
+    # 1e-6: a rate that ends in 5 can be rounded up or down, and floats are not exact.
+    return np.where((spread < 1) & (decimals > 1), spread / 2 + 1e-6, 0.0)
 
 
 def _contradiction(value: float, total: float, *, is_rate: bool) -> str:

@@ -49,9 +49,13 @@ class RunMonitor:
         elif str(cause) != self._watchdog.fault:  # the watchdog has told the user its fault already
             self._messages.write("stop", str(cause))
 
-    def begin(self, doing: str) -> None:
-        """The trainer begins an activity that ends by itself."""
-        self._progress.begin(doing)
+    def begin(self, doing: str, tokens: float = 0.0) -> None:
+        """The trainer begins an activity that ends by itself.
+
+        Args:
+            tokens: number of tokens that each accelerator works on.
+        """
+        self._progress.begin(doing, tokens)
 
     def begin_waiting(self) -> None:
         """The trainer begins to wait for responses."""

@@ -19,6 +19,9 @@ LEAST = 600.0
 #: Limit in seconds for a phase that has never ended yet. A first start may load a large model, and the duration of the
 #: first checkpoint is unknown.
 FIRST = 3600.0
+#: Tokens per second and accelerator that even a slow first pass over a batch exceeds. An A100 trains 7e9 parameters on
+#: about 2000, and the first update of a large batch of long responses can take more than an hour.
+SLOWEST = 100.0
 
 STARTING = "starting"
 WAITING = "waiting for responses"
@@ -46,13 +49,19 @@ class Progress:
         self._detail = ""
         self._state: Hashable = None
         self._last = clock()
+        self._first = FIRST  # limit of the current phase if it has never ended
         self._longest_now = 0.0  # longest quiet time of the current phase since it began
         self._longest: dict[str, float] = {}  # by phase, longest quiet time over all times that it has ended
 
-    def begin(self, phase: str) -> None:
-        """The current phase ends and ``phase`` begins."""
+    def begin(self, phase: str, tokens: float = 0.0) -> None:
+        """The current phase ends and ``phase`` begins.
+
+        Args:
+            tokens: number of tokens that each accelerator works on in the phase.
+        """
         with self._lock:
             self._begin(phase)
+            self._first = max(FIRST, tokens / SLOWEST)
 
     def look(self, detail: str, state: Hashable) -> None:
         """The trainer waits. A ``state`` that differs from the last one is progress.
@@ -80,7 +89,7 @@ class Progress:
         if self._fixed is not None:  # the start of a large model takes long, and no earlier step shows how long
             return max(self._fixed, FIRST) if self._phase == STARTING else self._fixed
         longest = self._longest.get(self._phase)
-        return max(self._least, FIRST if longest is None else FACTOR * longest)
+        return max(self._least, self._first if longest is None else FACTOR * longest)
 
     def _begin(self, phase: str) -> None:
         self._make_progress()

@@ -16,6 +16,7 @@ import torch
 
 from verl_gsd.extension import RowStore
 from verl_gsd.responses import Response
+from verl_gsd.scalars import is_whole
 from verl_gsd.solve_rates.dumps import EARLIER, POLICY
 
 #: The partition of training rows, and that of validation rows, which pass through the same buffer.
@@ -129,7 +130,11 @@ def only_outputs(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_responses(rows: RowStore, keys: Sequence[str], step: int) -> list[Response]:
-    """The rows ``keys`` as responses that trainer step ``step`` generated."""
+    """The rows ``keys``, on which trainer step ``step`` trains, as responses.
+
+    ``Response.step`` is the step that generates with the weights of a response's last token. In the asynchronous modes
+    it can be an earlier one than ``step``.
+    """
     if not keys:
         return []
     columns = ["responses", "response_mask", "rm_scores", "extra_fields"]
@@ -149,12 +154,14 @@ def verdict_of(extra: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _response(row: Mapping[str, Any], step: int) -> Response:
+    extra = row["extra_fields"] or {}
+    version = extra.get("max_global_steps")  # of the weights; step s generates with those of s - 1
     return Response(
         row["responses"].numpy().astype(np.int32),
         row["response_mask"].numpy().astype(bool),
         float(row["rm_scores"].double().sum()),
-        step,
-        verdict_of(row["extra_fields"]),
+        version + 1 if is_whole(version, 0) else step,
+        verdict_of(extra),
     )
 
 

@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from verl.utils.seqlen_balancing import calculate_workload, log_seqlen_unbalance
 
 from verl_gsd import extension, records
 from verl_gsd.audit import audit
+from verl_gsd.dial import FLOOR_GROUPS
 from verl_gsd.errors import OUR_MODES, ConfigError
 from verl_gsd.extension import UnplacedRows, Update
 from verl_gsd.prompts import PromptKey, PromptStore, prompt_hash, question_labels
@@ -140,6 +142,8 @@ class GroupTrainer(PPOTrainer):
         self._places: list[int] = []
         self._workers = 1
         self._saved_steps: list[int] = []  # checkpoints that this process saved
+        self._count_names = {FLOOR_GROUPS, *(name for declared in extension.active(gsd) for name in declared.counts)}
+        self._counts: Counter[str] = Counter()  # of the current step
         self._current_step: tuple[Any, dict, dict, float] | None = None  # batch, metrics, timing_raw, start of the step
         with open_dict(config):
             # verl compares this string with "sync" in several places, and it reads the options of a mode by its name.
@@ -316,7 +320,7 @@ class GroupTrainer(PPOTrainer):
         return batch
 
     def _compute_old_log_prob(self, batch, metrics):
-        self.monitor.begin("computing log-probabilities")
+        self.monitor.begin("computing log-probabilities", self._tokens_each(batch))
         batch = super()._compute_old_log_prob(batch, metrics)
         if "actor/entropy" in metrics:  # not if the log-probabilities of vLLM are used, which have no entropies
             own = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if is_own(tag)]
@@ -324,8 +328,13 @@ class GroupTrainer(PPOTrainer):
         return batch
 
     def _compute_ref_log_prob(self, batch, metrics):
-        self.monitor.begin("computing log-probabilities of the reference model")
+        self.monitor.begin("computing log-probabilities of the reference model", self._tokens_each(batch))
         return super()._compute_ref_log_prob(batch, metrics)
+
+    def _tokens_each(self, batch: Any) -> float:
+        """The number of tokens of a batch per accelerator that trains."""
+        trainer = self.config.trainer
+        return float(sum(tag["seq_len"] for tag in batch.tags) / (trainer.nnodes * trainer.n_gpus_per_node))
 
     def on_sample_begin(self):
         self.monitor.begin_waiting()
@@ -341,16 +350,25 @@ class GroupTrainer(PPOTrainer):
         self.monitor.begin("ending the step")
 
     def _update_actor(self, batch, metrics):
-        self.monitor.begin("updating the actor")
+        epochs = self.config.actor_rollout_ref.actor.ppo_epochs
+        self.monitor.begin("updating the actor", epochs * self._tokens_each(batch))
         batch.extra_info.update(self.seam.worker_flags(Update(self.global_steps, self.local_trigger_step == 0)))
         actor_metrics: dict[str, Any] = {}
         batch = super()._update_actor(batch, actor_metrics)
         metrics.update(strip_actor_prefix(actor_metrics, self.seam.extensions))
         return batch
 
+    def _step_once(self, metrics, timing_raw, sample_batch_size):
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        for name in self._count_names & metrics.keys():  # verl would average them over the batches of the step
+            self._counts[name] += metrics.pop(name)
+        return batch
+
     def step(self, metrics, timing_raw):
         step_start = start = time.perf_counter()
+        self._counts.clear()
         batch = super().step(metrics, timing_raw)
+        metrics.update(self._counts)
         seconds, start = time.perf_counter() - start, time.perf_counter()
         self.seam.observe_trained(batch)
         left, table = step_table(

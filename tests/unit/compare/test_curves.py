@@ -327,13 +327,21 @@ def test_a_resume_with_other_settings_is_said(tmp_path):
     assert len(read_curve(resumed(tmp_path / "c" / "seed_1", **decayed)).changes) == 2
 
 
-def test_an_attempt_that_did_nothing_changes_no_curve(tmp_path):
+@pytest.mark.parametrize("validates", [False, True])
+def test_an_attempt_that_trained_nothing_changes_no_curve(tmp_path, validates):
+    """It crashed at its start, or validated the finished run once more, on other machines and with more samples."""
     run = resumed(tmp_path / "a" / "seed_1")
     before = read_curve(run)
     (run / "logs").mkdir()
     (run / "logs" / "attempt_3.log").touch()
-    report_runs.config(run, **{"data__val_files": "other.parquet"})
-    assert read_curve(run) == before
+    other = {"data__val_files": "other.parquet", "trainer__n_gpus_per_node": 1}
+    report_runs.config(run, **other)
+    (run / "configs" / "attempt_3.yaml").write_text((run / "config.yaml").read_text())
+    if validates:
+        figures = {"validation": 1, "val-core/math/acc/mean@16": 0.9, "val-core/math/acc/mean@1": 0.8}
+        report_runs.metrics(run, [(2, figures)], attempt=3)
+    found = read_curve(run)
+    assert found == before and found.settings == before.settings
 
 
 def test_home_folder_is_replaced_by_a_tilde(tmp_path, monkeypatch):

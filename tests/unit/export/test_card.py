@@ -119,6 +119,8 @@ def test_accuracies_are_of_the_first_and_the_last_validation_up_to_the_step(tmp_
     assert [(at.step, at.value) for at in held_out.accuracies] == [(0, 0.0), (4, 0.4)]
     assert held_out.accuracies[1].interval.n == 50
     assert card.read_accuracies(run, 4, {})[0].accuracies[0].interval is None
+    run.metrics(1).write_text('{"step": 1, "da\n' + run.metrics(1).read_text())
+    assert card.read_accuracies(run, 4, {"sums": 50}) == [held_out], "a full disk has cut off a line"
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ PENALTY = (f"+{PENALIZED}=512", f"+{OVERLONG}=true")
         ({name: 0.1 for name in NO_ACC}, (), "reward", False),  # one source of ten
         ({"unrated": 0.0, "without_acc": 0.1}, (), "reward", False),  # responses without an answer count as wrong
         (OUTSIDE, (), "acc", False),  # a plain number of 1 or -1, of which verl stores no other value
-        (OUTSIDE | {"shaped": 0.1}, (), "score", False),  # acc of 1 and -1, and a score with partial credit
-        ({"shaped": 0.1}, (), "score", True),
+        (OUTSIDE | {"shaped": 0.1}, (), "reward", False),  # acc of 1 and -1, and a score with partial credit
+        ({"shaped": 0.1}, (), "reward", True),  # one data source may return a number, and so no score
     ],
 )
 def test_advice_for_silent_groups_suits_what_the_verifier_returns(compose_fast, columns, words, metric, reads_accuracy):

@@ -545,6 +545,7 @@ def test_a_setting_that_suffices_is_not_advised(finder, steps, key, advised, eno
 def test_asynchronous_modes_replace_failed_groups_without_a_key(mode):
     (finding,) = groups.failed(table(failed=0.1), {MODE: mode, REPLACES: False})
     assert finding.overrides == () and "verl replaces them" in finding.text
+    assert "At least one session of each" in finding.text and "None of" not in finding.text
 
 
 def test_only_a_loss_that_averages_over_each_response_is_said_to_favour_short_ones():
@@ -616,8 +617,8 @@ def test_an_override_is_scaled_if_the_value_is_known(value, factor, line):
     ("columns", "config", "metric"),
     [
         ({"all_wrong": 0.6, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),
-        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3}, {}, "score"),
-        ({"all_wrong": 0.5, "all_right": 0.3, "shaped": 0.2}, {}, "score"),
+        ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.3}, {}, "reward"),
+        ({"all_wrong": 0.5, "all_right": 0.3, "shaped": 0.2}, {}, "reward"),
         ({"all_wrong": 0.9, "all_right": 0.0, "shaped": 0.0}, {}, "acc"),  # the others have demonstrations
         ({"all_wrong": 0.9, "all_right": 0.0}, {}, "acc"),  # all groups have earlier responses
         (

@@ -88,6 +88,23 @@ def test_counts_are_recovered_from_float32_or_rounded_rates(tmp_path_factory, sa
     assert found.rate.tolist() == [c / samples for c in correct], "of counts that are known, the exact rate"
 
 
+@pytest.mark.parametrize(("samples", "decimals"), [(8, 2), (16, 2), (64, 3), (128, 3)])
+def test_counts_are_recovered_from_rates_with_few_decimals(tmp_path, samples, decimals):
+    counts = np.arange(samples + 1)
+    path = table(tmp_path / "rates.csv", rate=[round(count / samples, decimals) for count in counts])
+    assert read_solve_rates(path, column="rate", samples=samples).correct.tolist() == counts.tolist()
+    other = table(tmp_path / "other.csv", rate=[round(count / (samples + 2), decimals) for count in counts])
+    with pytest.raises(ValueError, match="not an integer"):
+        read_solve_rates(other, column="rate", samples=samples)
+
+
+def test_rates_with_too_few_decimals_for_their_samples_give_no_counts(tmp_path):
+    for samples, rates in ((128, [0.99, 0.5]), (8, [0.3, 0.9])):
+        path = table(tmp_path / "rates.csv", rate=rates)
+        with pytest.raises(ValueError, match="not an integer"):
+            read_solve_rates(path, column="rate", samples=samples)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_rows_without_a_rate_are_skipped_and_reported(tmp_path, suffix):
     rates = [0.5, None, math.nan, 0.25] if suffix != "csv" else ["0.5", "", "nan", "0.25"]
@@ -363,6 +380,16 @@ def test_a_sampler_of_an_earlier_attempt_chose_too(tmp_path):
 
 def test_some_failed_sessions_leave_unbiased_figures(tmp_path):
     visits(tmp_path, 1, (0, [0, 1]), *((index, [0, 1, 1]) for index in range(1, 20)))
+    assert not read_solve_rates(tmp_path).is_biased
+
+
+@pytest.mark.parametrize(("size", "lost"), [(16, 0.01), (64, 0.002), (64, 0.05)])
+def test_lost_responses_of_large_groups_are_no_budget(tmp_path, size, lost):
+    """Of 64 responses, one is often lost, so that most groups differ from the largest."""
+    generator = np.random.default_rng(0)
+    for step in range(1, 4):
+        sizes = generator.binomial(size, 1 - lost, 30)
+        visits(tmp_path, step, *((index, [0, 1] + [1] * (count - 2)) for index, count in enumerate(sizes)))
     assert not read_solve_rates(tmp_path).is_biased
 
 

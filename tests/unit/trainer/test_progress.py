@@ -84,6 +84,21 @@ def test_time_in_which_the_process_was_suspended_does_not_count(clock):
     assert progress.quiet()[0] == 10
 
 
+def test_the_first_pass_over_many_tokens_may_take_longer(clock):
+    """An update of 512 x 16 responses with 8,000 tokens on 8 GPUs takes about 4,000 s with 7e9 parameters."""
+    progress = Progress(clock=clock)
+    progress.begin("updating", 512 * 16 * 8000 / 8)
+    assert progress.quiet()[1] > 10 * 4000
+    clock.now += 4000
+    progress.begin("saving")
+    assert progress.quiet()[1] == FIRST
+    progress.begin("updating", 1e9)
+    assert progress.quiet()[1] == FACTOR * 4000, "then the run itself tells how long it takes"
+    fixed = Progress(7.0, clock=clock)
+    fixed.begin("updating", 1e9)
+    assert fixed.quiet()[1] == 7.0
+
+
 def test_the_limit_is_never_below_least(clock):
     progress = Progress(least=2 * FIRST, clock=clock)
     assert progress.quiet()[1] == 2 * FIRST

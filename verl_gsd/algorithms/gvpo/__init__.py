@@ -35,6 +35,7 @@ register(
         "verl_gsd.algorithms.gvpo.extension:Gvpo",
         order=20,
         counts_groups=True,
+        counts=("gvpo/padding_rows", "gvpo/missing_sessions", "gvpo/missing_updates"),
         settings="verl_gsd.algorithms.gvpo.settings:GvpoSettings",
         worker="verl_gsd.algorithms.gvpo.worker:GvpoWorker",
         loss="verl_gsd.algorithms.gvpo.loss",

@@ -138,11 +138,14 @@ def _filter_metric(table: Columns, config: Mapping[str, Any]) -> str:
     """The value by which dynamic sampling finds silent groups. verl fails at a response that lacks it.
 
     The reward exists for every response. It has DAPO's overlong penalty, which makes the rewards of settled groups
-    differ. A function that returns a dict returns ``score``, without that penalty. A plain number is stored as ``acc``.
+    differ. A function that returns a dict returns ``score``, without that penalty. A plain number is stored as ``acc``,
+    without ``score``, and a function can do one for some data sources and the other for others.
     """
     if np.nansum(column(table, "without_acc")):
         return "score" if config.get(OVERLONG) is True else "reward"
-    return "score" if _has_partial_credit(table, config) else "acc"
+    if _is_graded(config):
+        return "score"
+    return "reward" if _has_partial_credit(table, config) else "acc"
 
 
 def _larger_groups(table: Columns, config: Mapping[str, Any], why: str) -> tuple[str, ...]:
@@ -164,9 +167,14 @@ def _has_partial_credit(table: Columns, config: Mapping[str, Any]) -> bool:
 
     DAPO's overlong penalty makes rewards differ, and not the scores.
     """
-    if str(config.get("reward.custom_reward_function.path")) in GRADED_VERIFIERS:
-        return True
-    return config.get(OVERLONG) is not True and recent_mean(table, "shaped") > THRESHOLDS.partial
+    return _is_graded(config) or (
+        config.get(OVERLONG) is not True and recent_mean(table, "shaped") > THRESHOLDS.partial
+    )
+
+
+def _is_graded(config: Mapping[str, Any]) -> bool:
+    """Whether the verifier is one of ours that give partial credit. Its scores have no overlong penalty."""
+    return str(config.get("reward.custom_reward_function.path")) in GRADED_VERIFIERS
 
 
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -263,16 +271,23 @@ def unused(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def failed(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Groups in which no session returned a usable response.
+    """Groups in which no session returned a usable response, or in the asynchronous modes at least one did not.
 
     The asynchronous modes replace such groups in any case, and do not read the key.
     """
     if recent_mean(table, "failed") > THRESHOLDS.failed:
-        is_replaced = config.get(_REPLACE_FAILED) is True or str(config.get(_MODE)).endswith("async")
+        is_async = str(config.get(_MODE)).endswith("async")
+        is_replaced = config.get(_REPLACE_FAILED) is True or is_async
+        cause = "an agent loop or a verifier raised an error, or a server stopped"
+        lost = (
+            f"At least one session of each of them failed: {cause}. In this trainer mode, verl drops the whole group "
+            "then, also the responses of its other sessions."
+            if is_async
+            else f"None of their sessions returned a usable response: {cause}."
+        )
         yield Finding(
             f"{percent(recent_mean(table, 'failed'))} of the groups failed",
-            "None of their sessions returned a usable response: an agent loop or a verifier raised an error, or a "
-            f"server stopped.{' verl replaces them by other prompts.' if is_replaced else ''} RUN/logs has the errors.",
+            f"{lost}{' verl replaces them by other prompts.' if is_replaced else ''} RUN/logs has the errors.",
             () if is_replaced else (f"{_REPLACE_FAILED}=true data.gen_batch_size=1  # other prompts replace them",),
         )
 

@@ -152,15 +152,15 @@ def suggest_checkpoint(config: DictConfig, line: Line, damaged: Path) -> str | N
     step = step_of(damaged)
     others = [path for path in whole_checkpoints(damaged.parent, needs_all_ranks(config)) if path != damaged]
     others = [path for path in others if not uses_our_trainer(config) or _has_whole_state(path)]
-    others = [path for path in others if not is_left_behind(RunDirectory(path.parent), path)]
     # The sort is stable, so the newest comes first among the older checkpoints, and among the newer ones.
     others.sort(key=lambda path: step is not None and (step_of(path) or 0) > step)
-    if not others:
+    other = next((path for path in others if not is_left_behind(RunDirectory(path.parent), path)), None)
+    if other is None:
         return None
     if line.resume is None:
-        path = shlex.quote(f"trainer.resume_from_path={others[0]}")
+        path = shlex.quote(f"trainer.resume_from_path={other}")
         return f"Set trainer.resume_mode=resume_path {path} to use a complete checkpoint."
-    return f"The newest complete checkpoint is {others[0].name}. To resume from it, run:\n{resume_command(others[0])}"
+    return f"The newest complete checkpoint is {other.name}. To resume from it, run:\n{resume_command(other)}"
 
 
 def resume_command(folder: Path) -> str:

@@ -34,6 +34,7 @@ from verl_gsd.run.checks.parallelism import (
     check_model_attention,
 )
 from verl_gsd.run.checks.resumes import check_resume
+from verl_gsd.run.checks.separate_async import check_separate_async
 from verl_gsd.run.checks.steps_left import check_steps_left
 from verl_gsd.run.checks.unused_keys import check_unused_keys
 from verl_gsd.run.compose import Line
@@ -450,6 +451,7 @@ CHECKS = (
     check_batch_size,
     check_disk_space,
     check_layout,
+    check_separate_async,
     check_attention,
     check_model_attention,
     check_lora,

@@ -58,6 +58,12 @@ POOL = f"{REWARDS}.enable_resource_pool=true {REWARDS}.nnodes=1 {REWARDS}.n_gpus
 USE_MODEL = f"{REWARDS}.enable=true {REWARDS}.model_path=MODEL {POOL}"
 SCORED = f"{USE_MODEL} {VERIFIER}=null"
 
+PARTS = "trainer.v1.separate_async.parameter_sync_step"
+SEPARATE = (
+    f"recipe=start/gsm8k_qwen2.5_0.5b hardware=8xa100_80g {MODE}=gsd_separate_async {PARTS}=1 {ROLLOUT}.nnodes=1 "
+    f"trainer.n_gpus_per_node=4 {ROLLOUT}.n_gpus_per_node=4 {ROLLOUT}.checkpoint_engine.backend=nccl"
+)
+
 #: (broken line, a text in its message, remedies). Each of the remedies alone must help. Words of a remedy replace those
 #: for the same key. ~KEY removes a word.
 CASES = [
@@ -142,6 +148,24 @@ CASES = [
         f"{GSD}.limits.quiet_seconds=100",
         "would stop the run before",
         [f"{GSD}.limits.quiet_seconds=301", f"{GSD}.limits.reward_seconds=99"],
+    ),
+    # separate_async.py
+    (f"{SEPARATE} {ROLLOUT}.nnodes=0", "generates on GPUs of its own", [f"{ROLLOUT}.nnodes=1"]),
+    (
+        f"{SEPARATE} {ROLLOUT}.checkpoint_engine.backend=naive",
+        "cannot send weights",
+        [f"{ROLLOUT}.checkpoint_engine.backend=nccl"],
+    ),
+    (
+        f"{SEPARATE} {PARTS}=4 data.train_batch_size=128 {ACTOR}.ppo_mini_batch_size=128",
+        "which makes 512",
+        [f"{ACTOR}.ppo_mini_batch_size=32", f"{PARTS}=1", "data.train_batch_size=512"],
+    ),
+    (
+        f"{SEPARATE} {REWARDS}.enable=true {REWARDS}.model_path=MODEL {REWARDS}.rollout.name=vllm "
+        f"trainer.n_gpus_per_node=2 {ROLLOUT}.n_gpus_per_node=2",
+        "never leaves its GPUs",
+        [f"{REWARDS}.enable_resource_pool=true {REWARDS}.nnodes=1 {REWARDS}.n_gpus_per_node=1"],
     ),
     # engines.py, parallelism.py
     ("model_engine=veomni", "supports only", ["model_engine=dp", "model_engine=megatron hardware=8xa100_80g"]),
