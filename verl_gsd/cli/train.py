@@ -277,15 +277,16 @@ def _line_to_resume(line: Line) -> Line:
     newest = run.latest_checkpoint()
     if newest is None and not checkpoint:
         raise ConfigError(
-            f"resume={line.resume}: the run saved no checkpoint. Start a new run, with trainer.save_freq above 0 and "
-            "not above the step at which this run stopped."
+            f"resume={line.resume}: the run saved no checkpoint. Start a new run in another folder, with "
+            "trainer.save_freq above 0."
         )
     if line.trust is not None and line.trust.resolve() != run.path.resolve():
         raise ConfigError(f"trust={line.trust}: this is not the folder that resume= names. Set trust={run.path}.")
     loaded = checkpoint or (None if newest is None else run.checkpoint(newest))
     stored = stored_words(run, loaded, trusted=line.trust is not None)
-    # These overrides applied only to the start at which they were given: its checkpoint and its algorithm state.
-    one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+)=")
+    # These overrides applied only to the start at which they were given: its checkpoint, its algorithm state, and
+    # whether it trained at all.
+    one_time = re.compile(r"\+*(algorithm\.gsd\.state|trainer\.resume_\w+|trainer\.val_only)=")
     stored = [word for word in stored if not one_time.match(word)]
     with _naming(run.overrides):
         check_stored_model(stored, line)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from verl_gsd.checkpoints import step_of, world_size
+from verl_gsd.checkpoints import attempt_of, damage, step_of, world_size
 from verl_gsd.dotted_keys import value_at
 from verl_gsd.errors import ConfigError
 from verl_gsd.regular_files import open_regular, place_of, read_limited
@@ -61,7 +61,7 @@ def shard_paths(checkpoint: Path) -> list[Path]:
     last = "none" if saved is None else f"global_step_{saved}"
     if not checkpoint.is_dir():
         raise ConfigError(f"{checkpoint}: this folder does not exist. The run's last checkpoint is {last}")
-    if saved is None or saved < step:
+    if saved is None or (saved < step and not _is_of_earlier_attempt(checkpoint)):
         raise ConfigError(f"{checkpoint}: it was not written completely. The run's last complete checkpoint is {last}")
     actor = checkpoint / "actor"
     if not actor.is_dir():
@@ -83,6 +83,13 @@ def shard_paths(checkpoint: Path) -> list[Path]:
         if not file.is_file() or not file.stat().st_size:
             raise ConfigError(f"{file}: it is missing or empty, so the checkpoint is incomplete")
     return files
+
+
+def _is_of_earlier_attempt(checkpoint: Path) -> bool:
+    """Whether a checkpoint after the last one is complete: a later attempt resumed from an earlier step."""
+    attempts = RunDirectory(checkpoint.parent).attempts()
+    own = attempt_of(checkpoint)
+    return own is not None and own < max(attempts, default=0) and damage(checkpoint) is None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class Shape:
     tied: bool
     positions: int
 
+    def divides_into(self, gpus: int) -> bool:
+        """Whether so many GPUs can share the attention heads. With fewer heads of keys and values, each has a copy."""
+        return self.heads % gpus == 0 and (self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0)
+
     @property
     def layer_parameters(self) -> int:
         """Parameters of one layer: h (2 heads + 2 kv) d for attention, 3 h i for the MLP, 2 h for two norms.

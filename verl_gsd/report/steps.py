@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
+from verl_gsd.planning.law import fit_law
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
@@ -62,13 +63,15 @@ def step_table(run: RunData) -> Columns:
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
-      predict if all of them count the same, under the prior ``_PRIOR``.
+      predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_law``: the same under the
+      law of the data source's own solve rates, where it predicts more.
     - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed: their number, how many are
       all right or all wrong, and the prediction. ``likely_wrong{,_predicted,_variance}``: how many of these have no
       right response, the prediction of this, and its variance. Responses to their prompts differed before,
-      and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting. The
-      larger of the two predictions counts: with forgetting, the prior has much weight for a prompt that was visited
-      long ago; without, solve rates of long ago count as much as recent ones.
+      and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting, and
+      under the law of the data source's own solve rates. The largest of these predictions counts: with forgetting, the
+      prior has much weight for a prompt that was visited long ago; without, solve rates of long ago count as much as
+      recent ones; and of hard prompts, those that had a right response were lucky.
     - ``entropy``: of the policy, in nats per token. Runs of older versions do not have it if their loss is averaged in
       another way than over tokens (``_entropy``).
     - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
@@ -346,9 +349,9 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
-    without_forgetting, of_wrong, has_differed = _predicted_without_forgetting(records)
-    larger = np.maximum(predicted, without_forgetting)
-    larger_of_wrong = larger * of_wrong
+    without_forgetting, likely, likely_wrong, has_differed = _predicted_without_forgetting(records)
+    larger = np.maximum(predicted, likely)
+    larger_of_wrong = larger * likely_wrong
     likely_mixed = has_differed & (larger < 0.5)
     of_likely = {
         "likely_groups": np.ones(len(records)),
@@ -363,6 +366,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
+        "seen_predicted_by_law": sums.mean(likely, True),
         **{name: sums.total(values) for name, values in of_likely.items()},
     }
     if sums.has_several_sources:
@@ -370,32 +374,55 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     return figures
 
 
-def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three arrays, (N,) each.
+def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Four arrays, (N,) each.
 
     - As the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null. The trainer
       forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
-    - The share of this probability that is of groups without a right response; NaN where it is.
-    - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the prediction is
-      NaN.
+    - The same, or the prediction under the law of the data source's own solve rates (``planning.law``) where that is
+      larger. Of hard prompts, those with a right response were lucky. Under ``_PRIOR``, that looks like a high rate.
+    - The share of the second that is of groups without a right response.
+    - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the predictions
+      are NaN.
     """
-    predicted: np.ndarray = np.full(len(records), np.nan)
-    of_wrong: np.ndarray = np.full(len(records), np.nan)
+    predicted, likely, of_wrong = (np.full(len(records), np.nan) for _ in range(3))
     has_differed: np.ndarray = np.zeros(len(records), dtype=bool)
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
-    if is_predicted.any():
-        correct, total = _earlier_counts(records)
-        is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
-        has_differed = is_predicted & (correct > 0) & (correct < total)
-        counts = [values[is_predicted] for values in (correct, total, size)]
+    if not is_predicted.any():
+        return predicted, likely, of_wrong, has_differed
+    correct, total = _earlier_counts(records)
+    is_first = (total == 0) & (size > 0)
+    is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
+    has_differed = is_predicted & (correct > 0) & (correct < total)
+    source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
+    for number in np.unique(source[is_predicted]):
+        rows, first = is_predicted & (source == number), is_first & (source == number)
+        law = fit_law(*(float_column(records, name)[first] for name in ("correct", "total")))
+        counts = [values[rows] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
-        correct, total, size = (values[row] for values in counts)
-        silent = np.asarray(posterior_silent_rate(correct, total, size, _PRIOR))
-        a, b = _PRIOR[0] + correct, _PRIOR[1] + total - correct
-        predicted[is_predicted] = silent[kind]
-        of_wrong[is_predicted] = (np.exp(betaln(a, b + size) - betaln(a, b)) / silent)[kind]
-    return predicted, of_wrong, has_differed
+        distinct = [values[row] for values in counts]
+        silent, wrong = _posterior_silent(distinct, _PRIOR)
+        predicted[rows] = likely[rows] = silent[kind]
+        of_wrong[rows] = wrong[kind]
+        if law is not None:
+            silent_of_law, wrong_of_law = _posterior_silent(distinct, law)
+            is_larger = (silent_of_law > silent)[kind]
+            likely[rows] = np.where(is_larger, silent_of_law[kind], likely[rows])
+            of_wrong[rows] = np.where(is_larger, wrong_of_law[kind], of_wrong[rows])
+    return predicted, likely, of_wrong, has_differed
+
+
+def _posterior_silent(counts: Sequence[np.ndarray], prior: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) each: the probability of a silent group, and the share of it that has no right response.
+
+    Args:
+        counts: right and all responses of earlier visits, and the size of the group, (N,) each.
+    """
+    correct, total, size = counts
+    silent = np.asarray(posterior_silent_rate(correct, total, size, prior))
+    a, b = prior[0] + correct, prior[1] + total - correct
+    return silent, np.exp(betaln(a, b + size) - betaln(a, b)) / silent
 
 
 def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

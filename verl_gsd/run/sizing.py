@@ -181,12 +181,8 @@ def _tensor_parallels(start: Footprint, fixed: Collection[str]) -> Sequence[int]
 
 def _divisors(start: Footprint) -> list[int]:
     """Divisors of the GPUs of a node among which the model's attention heads can be divided."""
-    heads, kv_heads = start.shape.heads, start.shape.kv_heads
-    return [
-        size
-        for size in range(1, start.gpus_per_node + 1)
-        if start.gpus_per_node % size == 0 and heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
-    ]
+    sizes = range(1, start.gpus_per_node + 1)
+    return [size for size in sizes if start.gpus_per_node % size == 0 and start.shape.divides_into(size)]
 
 
 def _max_lengths(start: Footprint, fixed: Collection[str]) -> Sequence[int | None]:

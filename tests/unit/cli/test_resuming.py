@@ -167,6 +167,29 @@ def test_a_checkpoint_says_which_attempt_saved_it(run):
     assert "a later attempt resumed" in problem
 
 
+def test_another_number_of_gpus_is_said_before_anything_starts(run):
+    (problem,) = problems(run, "trainer.n_gpus_per_node=2")
+    assert "was saved by 1 processes" in problem and "product is 1" in problem and "verl-gsd export" in problem
+    write_checkpoint(run.path, 12, ranks=2)
+    assert "was saved by 2 processes" in problems(run)[0]
+    assert not any("processes" in text for text in problems(run, "trainer.n_gpus_per_node=2"))
+
+
+def test_a_resume_that_only_validates_does_not_stay(run):
+    store(run, [*LINE, "trainer.val_only=true"])
+    _, config = train._compose([f"resume={run.path}"])
+    assert config.trainer.val_only is False
+
+
+def test_a_folder_without_a_checkpoint_is_not_offered_to_be_resumed(run):
+    with pytest.raises(ConfigError, match="Set resume="):
+        launch.require_unused(run)
+    run.marker.unlink()
+    with pytest.raises(ConfigError, match=r"saved no checkpoint\. Set trainer\.default_local_dir") as caught:
+        launch.require_unused(run)
+    assert "resume=" not in str(caught.value)
+
+
 @pytest.fixture
 def twenty_rows(tmp_path):
     """Words for a training set of 20 rows in batches of 4, which is 5 steps per epoch."""

@@ -117,6 +117,19 @@ def test_a_checkpoint_that_a_later_branch_passed_without_saving_has_the_card_of_
     assert "lr: 1.0e-06" in settings_in(text) and "2.0e-06" not in text and "0.200" not in text
 
 
+def test_a_checkpoint_after_the_last_one_is_exported_if_a_later_attempt_went_back(run, tmp_path):
+    (run / "latest_checkpointed_iteration.txt").write_text("2")
+    torch.save({}, run / "global_step_4" / "data.pt")
+    attempts(run, ((1, 2, 3, 4), 1e-6))
+    saved_by(run / "global_step_4", 1)
+    message = export(run / "global_step_4", tmp_path / "out", code=2)
+    assert "not written completely" in message, "attempt 1 may write it just now"
+    RunDirectory(run).metrics(2).write_text("")
+    assert "lr: 1.0e-06" in settings_in(card_of(run / "global_step_4", tmp_path / "out"))
+    (run / "global_step_4" / "data.pt").unlink()
+    assert "not written completely" in export(run / "global_step_4", tmp_path / "more", code=2)
+
+
 def test_a_card_says_that_another_run_trained_the_first_steps(run, tmp_path):
     attempts(run, ((3, 4), 1e-6))
     assert "no metrics of steps 1 to 2" in card_of(run / "global_step_4", tmp_path / "out")

@@ -17,28 +17,34 @@ MIN_KNOWN = 0.9
 #: Visits that all count the same predict better if their error is smaller by more than this.
 MIN_IMPROVEMENT = 0.01
 
-_HALF_LIFE = "algorithm.gsd.budget.half_life"
+_HALF_LIFE, _PRIOR = "algorithm.gsd.budget.half_life", "algorithm.gsd.budget.prior"
 
 
 def wrong_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Among prompts with earlier visits, a budget expects clearly more mixed groups than there are.
 
-    There are two causes, which need opposite half-lives:
+    There are three causes:
 
+    - The prior expects too much of prompts that are rarely solved. The law of the run's own solve rates predicts the
+      observed share much better.
     - The budget forgets too fast. What it knows of a prompt is then little more than the prior, under which most groups
       are mixed. This happens if a pass over the data takes more steps than the half-life. Visits that all count the
       same predict the observed share better.
     - Solve rates have changed since the visits. Visits that all count the same do not predict it better.
     """
-    names = ("budget/mixed/expected", "mixed", "seen_silent", "seen_predicted", "seen_predicted_without_forgetting")
+    seen = ("silent", "predicted", "predicted_without_forgetting", "predicted_by_law")
+    names = ("budget/mixed/expected", "mixed", *(f"seen_{name}" for name in seen))
     mostly_known = column(table, "budget/share/known") >= MIN_KNOWN
     steps = {"step": table["step"][mostly_known]} | {name: column(table, name)[mostly_known] for name in names}
     expected, observed, silent, *predicted = (recent_mean(steps, name) for name in names)
     if not expected - observed > MAX_EXCESS:
         return
-    error, error_without_forgetting = (abs(share - silent) for share in predicted)
+    error, error_without_forgetting, error_of_law = (abs(share - silent) for share in predicted)
     what = f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are."
-    if error_without_forgetting < error - MIN_IMPROVEMENT:
+    if error_of_law < min(error, error_without_forgetting) / 2:
+        title, cause = "expects too much of hard prompts", "Its prior is above the solve rates of this data."
+        change: tuple[str, ...] = (f"{_PRIOR}=...  # Beta [a, b] with the mean of the solve rates; see verl-gsd plan",)
+    elif error_without_forgetting < error - MIN_IMPROVEMENT:
         title, cause = "forgets solve rates too fast", "Visits of all ages, counted the same, would predict better."
         change = scaled(config, _HALF_LIFE, 2, "steps after which a visit counts half; null for no forgetting")
     elif error_without_forgetting >= error - MIN_IMPROVEMENT:

@@ -15,9 +15,9 @@ prompt i are therefore multiplied by two factors:
 mean(G) = n if all B groups are present.
 
 What is exact and what is chosen:
-- alpha = 0, no demonstrations: gain(p, G) = (1 - 1/G) p (1-p), and the two factors together are (n-1) / (G_i-1) for every p. The part of a
-  prompt is exact. It is exact for graded rewards, too, because a mean over G responses is centred on itself whatever
-  the rewards are.
+- alpha = 0, no demonstrations: gain(p, G) = (1 - 1/G) p (1-p), and the two factors together are (n-1) / (G_i-1) for
+  every p. The part of a prompt is exact. It is exact for graded rewards, too, because a mean over G responses is
+  centred on itself whatever the rewards are.
 - Other alpha, rewards of 0 and 1: the second factor depends on p, which is unknown. We choose to replace both gains by
   their means under the posterior of p by which the budget divides the rollouts. The expected part of a prompt is then
   exact on average over this posterior, and exact for the p itself if p is known.

@@ -180,10 +180,10 @@ def _is_graded(config: Mapping[str, Any]) -> bool:
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """More groups are silent than earlier visits to their prompts predict.
 
-    This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), because the prior
-    has little weight for them. A policy that learns makes such groups all right, and nothing is wrong with that.
-    Therefore only groups without a right response are compared with their prediction. The standard error is that of the
-    same number of independent groups. Each data source is looked at, too: its verifier may fail alone.
+    This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), also under the
+    law of solve rates in the run's own data. A policy that learns makes such groups all right, and nothing is wrong
+    with that. Therefore only groups without a right response are compared with their prediction. The standard error is
+    that of the same number of independent groups. Each data source is looked at, too: its verifier may fail alone.
     """
     sources = sources_of(table)
     parts = [(None, 1), *((source, len(sources)) for source in sources)]

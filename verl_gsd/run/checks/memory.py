@@ -65,6 +65,13 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
             f"{config.actor_rollout_ref.model.path} supports {shape.positions}. verl would cut responses there without "
             "a warning. Set smaller lengths, or use a model with a longer context."
         )
+    context = config.actor_rollout_ref.rollout.max_model_len
+    if is_whole(context, 1) and context > shape.positions:
+        yield (
+            f"{_ROLLOUT}.max_model_len={context}: {config.actor_rollout_ref.model.path} supports {shape.positions} "
+            f"tokens, and verl does not start with more. Set it to {shape.positions} or less, or to null."
+        )
+    yield from _check_heads(config, shape)
     if gpu_memory_gib(config) is None:
         return
     footprint = footprint_of(config, shape)
@@ -73,6 +80,21 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
         problems[-1] += f" {_what_fits(footprint)}"
     yield from problems
     yield from _check_reward_model(config, footprint)
+
+
+def _check_heads(config: DictConfig, shape: Shape) -> Iterator[str]:
+    """Check that the attention heads divide among the GPUs that share a model or a sequence."""
+    sections, gpus = config.actor_rollout_ref, config.trainer.n_gpus_per_node
+    sizes = {f"{_ROLLOUT}.tensor_model_parallel_size": sections.rollout.tensor_model_parallel_size}
+    if sections.actor.strategy in ("fsdp", "fsdp2"):
+        sizes[f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size"] = sequence_parallel(sections.actor)
+    for key, size in sizes.items():
+        if not shape.divides_into(size):
+            possible = [str(other) for other in range(1, gpus + 1) if gpus % other == 0 and shape.divides_into(other)]
+            yield (
+                f"{key}={size}: {sections.model.path} has {shape.heads} attention heads and {shape.kv_heads} heads of "
+                f"keys and values, which do not divide among {size} GPUs. Set it to {' or '.join(possible)}."
+            )
 
 
 def _check_lengths(config: DictConfig) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,15 @@ def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
         )
     workers, rows = workers_of(config), actor.ppo_mini_batch_size * rollout.n
     if workers and rows % workers:
+        whole = workers // math.gcd(workers, rollout.n)  # a mini-batch has a multiple of so many prompts
+        mini = max(whole, actor.ppo_mini_batch_size // whole * whole)
+        updates = max(1, batch // actor.ppo_mini_batch_size) if is_whole(batch, 1) else 1
+        # verl would fill a step up to whole mini-batches with padding, and train on it.
+        step = "" if not is_whole(batch, 1) or batch % mini == 0 else f" and data.train_batch_size={updates * mini}"
         yield (
             f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}: a mini-batch with {rollout.n} "
-            f"responses per prompt has {rows} rows, which do not divide evenly among {workers} workers. Set another "
-            "size."
+            f"responses per prompt has {rows} rows, which do not divide evenly among {workers} workers. Set "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}{step}."
         )
     if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
         return  # vLLM replicas use separate accelerators

@@ -34,6 +34,7 @@ def check_separate_async(config: DictConfig, line: Line) -> Iterator[str]:
             f"trainer.v1.trainer_mode={mode} does. Set it to nccl."
         )
     yield from _check_parts(config, mode)
+    yield from _check_replicas(config, mode)
     model = config.reward.reward_model
     if model.enable and not model.enable_resource_pool:
         yield (
@@ -57,3 +58,21 @@ def _check_parts(config: DictConfig, mode: str) -> Iterator[str]:
         f"{_PARTS}={parts}: under trainer.v1.trainer_mode={mode}, a step of data.train_batch_size={batch} prompts has "
         f"as many parts, each of {_MINI}={mini} prompts, which makes {parts * mini}. Set {' or '.join(remedies)}."
     )
+
+
+def _check_replicas(config: DictConfig, mode: str) -> Iterator[str]:
+    """Report GPUs that do not divide into replicas of vLLM. By default, those of the trainer have replicas, too."""
+    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    places = {f"{_ROLLOUT}.nnodes and n_gpus_per_node": (rollout.get("nnodes"), rollout.get("n_gpus_per_node"))}
+    if OmegaConf.select(config, "actor_rollout_ref.hybrid_engine", default=True):
+        places["trainer.nnodes and n_gpus_per_node"] = (trainer.nnodes, trainer.n_gpus_per_node)
+    parallel = rollout.tensor_model_parallel_size
+    for names, numbers in places.items():
+        if not all(is_whole(number, 1) for number in numbers):
+            continue  # reported elsewhere
+        gpus = numbers[0] * numbers[1]
+        if not is_whole(parallel, 1) or gpus % parallel:
+            yield (
+                f"{_ROLLOUT}.tensor_model_parallel_size={parallel}: the {gpus} GPUs of {names} do not divide into "
+                f"replicas of this size. Set it to a divisor of {gpus}."
+            )

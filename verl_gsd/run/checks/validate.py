@@ -203,7 +203,7 @@ def check_disk_space(config: DictConfig, line: Line) -> Iterator[str]:
                 f"{key}={folder}: only {usage.free / 2**30:.2f} GiB are free on this disk, and a run needs at least 1 "
                 "GiB. Free some space, or set it to a folder on another disk."
             )
-        elif 1 - usage.free / usage.total > FULLEST_DISK:
+        elif key == "RAY_TMPDIR" and 1 - usage.free / usage.total > FULLEST_DISK:  # Ray looks at its own disk alone
             yield (
                 f"{key}={folder}: the disk is {1 - usage.free / usage.total:.0%} full, and Ray stops spilling objects "
                 f"at {FULLEST_DISK:.0%}. Free some space, or set it to a folder on another disk."

@@ -162,6 +162,11 @@ CASES = [
         [f"{ACTOR}.ppo_mini_batch_size=32", f"{PARTS}=1", "data.train_batch_size=512"],
     ),
     (
+        f"{SEPARATE} trainer.n_gpus_per_node=2 {ROLLOUT}.tensor_model_parallel_size=4",
+        "the 2 GPUs of trainer.nnodes",
+        [f"{ROLLOUT}.tensor_model_parallel_size=2"],
+    ),
+    (
         f"{SEPARATE} {REWARDS}.enable=true {REWARDS}.model_path=MODEL {REWARDS}.rollout.name=vllm "
         f"trainer.n_gpus_per_node=2 {ROLLOUT}.n_gpus_per_node=2",
         "never leaves its GPUs",
@@ -200,6 +205,22 @@ CASES = [
         f"{SEVEN} {ACTOR}.ppo_mini_batch_size=3 {ROLLOUT}.n=5",
         "do not divide evenly",
         [f"{ACTOR}.ppo_mini_batch_size=8"],
+    ),
+    (
+        f"{SEVEN} trainer.n_gpus_per_node=7 data.train_batch_size=1024 {ACTOR}.ppo_mini_batch_size=128 {ROLLOUT}.n=8",
+        "and data.train_batch_size=1008",
+        [f"{ACTOR}.ppo_mini_batch_size=126 data.train_batch_size=1008"],
+    ),
+    (
+        f"{SEVEN} {ROLLOUT}.tensor_model_parallel_size=8",
+        "do not divide among",
+        [f"{ROLLOUT}.tensor_model_parallel_size=4"],
+    ),
+    (f"{SEVEN} {ATTENTION}=flash_attention_2 {ULYSSES}=8", "do not divide among", [f"{ULYSSES}=4"]),
+    (
+        f"{SEVEN} {ROLLOUT}.max_model_len=8192",
+        "does not start with more",
+        [f"{ROLLOUT}.max_model_len=4096", f"{ROLLOUT}.max_model_len=null"],
     ),
     (
         f"{SEVEN} {ROLLOUT}.tensor_model_parallel_size=3",
@@ -519,7 +540,7 @@ UNTRIED = {
     "parallelism.py:check_flash_attention": "depends on whether flash-attn is installed (test_attention.py)",
     "parallelism.py:check_model_attention": "the remedy for gpt_oss is to install flash-attn",
     "sizes_in_data.py:dataset_group_sizes": "one of the lines only describes",
-    "resumes.py:check_resume": "needs checkpoints of several attempts (test_resuming.py follows the remedy)",
+    "resumes.py:": "needs checkpoints of several attempts (test_resuming.py follows the remedy)",
     "steps_left.py:finished": "needs a checkpoint of a run that is finished",
     "validate.py:check_accelerators": "depends on the machine (test_gpus.py)",
     "validate.py:check_disk_space": "depends on the machine's disks (test_validation.py)",
