@@ -14,7 +14,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
-from verl_gsd.planning.law import fit_law
+from verl_gsd.planning.law import hardest_law
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
@@ -379,8 +379,8 @@ def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.nda
 
     - As the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null. The trainer
       forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
-    - The same, or the prediction under the law of the data source's own solve rates (``planning.law``) where that is
-      larger. Of hard prompts, those with a right response were lucky. Under ``_PRIOR``, that looks like a high rate.
+    - The same, or the prediction under the hardest law of the data source's solve rates (``planning.law``) where that
+      is larger. Of hard prompts, those with a right response were lucky. Under ``_PRIOR``, that looks like a high rate.
     - The share of the second that is of groups without a right response.
     - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the predictions
       are NaN.
@@ -398,7 +398,7 @@ def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.nda
     source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
     for number in np.unique(source[is_predicted]):
         rows, first = is_predicted & (source == number), is_first & (source == number)
-        law = fit_law(*(float_column(records, name)[first] for name in ("correct", "total")))
+        law = hardest_law(*(float_column(records, name)[first] for name in ("correct", "total")))
         counts = [values[rows] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
         distinct = [values[row] for values in counts]

@@ -211,10 +211,14 @@ def _remove_partial_files(run: RunDirectory) -> None:
 def require_unused(run: RunDirectory) -> None:
     """Raise a ConfigError if the folder contains a run, which verl would resume without telling the user."""
     if run.is_used():
-        resume = "" if run.latest_checkpoint() is None else f"Set resume={run.path} to resume it, or set "
+        if run.latest_checkpoint() is None:
+            raise ConfigError(
+                f"trainer.default_local_dir={run.path}: this folder is not empty, and its run saved no checkpoint from "
+                "which it could be resumed. Set trainer.default_local_dir to another folder."
+            )
         raise ConfigError(
-            f"trainer.default_local_dir={run.path}: this folder is not empty, and verl would resume the run in it. "
-            f"{resume or 'The run saved no checkpoint. Set '}trainer.default_local_dir to another folder."
+            f"trainer.default_local_dir={run.path}: this folder is not empty, and verl would resume the run in it. Set "
+            f"resume={run.path} to resume it, or set trainer.default_local_dir to another folder."
         )
 
 

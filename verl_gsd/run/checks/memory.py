@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.planning.footprint import AWAKE, REWARD_AWAKE, TIGHT, TOO_MUCH, Footprint
 from verl_gsd.planning.memory import Shape, kv_cache_gib, weights_gib
-from verl_gsd.run.checks.parallelism import sequence_parallel
+from verl_gsd.run.checks.parallelism import attention_of, sequence_parallel
 from verl_gsd.run.cluster_lock import accelerators, separate_accelerators
 from verl_gsd.run.compose import Line
 from verl_gsd.run.footprint import (
@@ -245,6 +245,8 @@ def _how_to_shrink(config: DictConfig, parts: dict[str, float]) -> str:
     if actor.ppo_max_token_len_per_gpu * sequence_parallel(actor) > _length(config):
         least = -(-_length(config) // sequence_parallel(actor))
         return f"Set {_ACTOR}.ppo_max_token_len_per_gpu below {actor.ppo_max_token_len_per_gpu}, {least} or more."
+    if "flash" not in attention_of(config):  # verl splits sequences with flash-attn only
+        return "Set a smaller data.max_response_length, or install flash-attn, with which GPUs can share a sequence."
     return f"Set {_ACTOR}.ulysses_sequence_parallel_size=2 or more, or a smaller data.max_response_length."
 
 

@@ -48,6 +48,6 @@ def _check_world(config: DictConfig, checkpoint: Path) -> Iterator[str]:
             yield (
                 f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node={trainer.n_gpus_per_node}: {checkpoint} "
                 f"was saved by {saved} processes, and verl loads it with the same number only, not with {now}. Set "
-                f"them so that their product is {saved}. Or export the checkpoint (verl-gsd export) and start a new run "
-                "with the exported folder as actor_rollout_ref.model.path."
+                f"them so that their product is {saved}. Or export the checkpoint (verl-gsd export) and start a new "
+                "run with the exported folder as actor_rollout_ref.model.path."
             )

@@ -266,6 +266,15 @@ def test_kv_cache_must_hold_a_sequence_of_the_models_full_context(sized):
     assert list(memory.check_memory(sized("gvpo/llama_3.1_8b_instruct", "8xa100_80g", **shorter), Line({}, ()))) == []
 
 
+def test_only_with_flash_attn_is_it_advised_to_split_sequences(sized):
+    """With SDPA, another check rejects what this advice would say."""
+    whole = {f"{ACTOR}ppo_max_token_len_per_gpu": 4096}  # a sequence of the recipe
+    config, parts = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **whole), {"states": 1.0, "logits": 9.0}
+    assert "ulysses" not in memory._how_to_shrink(config, parts)
+    flash = whole | {"actor_rollout_ref__model__override_config__attn_implementation": "flash_attention_2"}
+    assert "ulysses" in memory._how_to_shrink(sized("gvpo/qwen2.5_math_7b", "8xa100_80g", **flash), parts)
+
+
 def test_gpu_memory_that_is_not_a_number_is_rejected(sized):
     text = sized("gvpo/qwen2.5_math_7b", "8xa100_80g", hardware__gpu_memory_gib="80GB")
     (problem,) = memory.check_memory(text, Line({}, ()))
