@@ -112,8 +112,8 @@ def contradicted_verifier(table: Columns, config: Mapping[str, Any]) -> Iterator
     if share > MAX_CONTRADICTED:
         yield Finding(
             f"The judge contradicts the verifier on {percent(share)} of the pairs",
-            "Either one of the two is wrong about these problems, or responses manipulate the judge. With a judge that is "
-            "wrong about 30% of the pairs, the mask learned less than GRPO without it (study judge).",
+            "Either one of the two is wrong about these problems, or responses manipulate the judge. With a judge that "
+            "is wrong about 30% of the pairs, the mask learned less than GRPO without it (study judge).",
             (f"{_JUDGE}.model=...  # a stronger judge", _CALIBRATE),
         )
 
