@@ -222,6 +222,12 @@ FIRES = [
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.1), HALF_LIFE, "half_life=50"),
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.3), HALF_LIFE, "half_life=50"),
     (
+        rollouts.wrong_rates,
+        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.4, seen_predicted_by_law=0.58),
+        HALF_LIFE,
+        "budget.prior=",
+    ),
+    (
         dagrpo.missing_demonstrations,
         table(
             dagrpo__demonstrations__wanted=10,

@@ -41,7 +41,7 @@ def wrong_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     error, error_without_forgetting, error_of_law = (abs(share - silent) for share in predicted)
     what = f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are."
-    if error_of_law < min(error, error_without_forgetting) / 2:
+    if error_of_law < error_without_forgetting / 2 and error_without_forgetting > error / 2:
         title, cause = "expects too much of hard prompts", "Its prior is above the solve rates of this data."
         change: tuple[str, ...] = (f"{_PRIOR}=...  # Beta [a, b] with the mean of the solve rates; see verl-gsd plan",)
     elif error_without_forgetting < error - MIN_IMPROVEMENT:
