@@ -95,7 +95,8 @@ def _curves(cell: Cell, run: FinishedRun) -> dict[str, Any]:
 
 def _row(cell: Cell, found: Mapping[int, FinishedRun], other: Mapping[int, FinishedRun], budget: int) -> dict[str, Any]:
     late = {seed: late_mean(run, cell.task, budget) for seed, run in found.items()}
-    common = sorted(found.keys() & other.keys())
+    # The start is made on each machine, and is not the same on all of them. Runs are paired only if they share it.
+    common = sorted(seed for seed in found.keys() & other.keys() if found[seed].accuracy[0] == other[seed].accuracy[0])
     return {
         "task": cell.task,
         "arm": cell.arm.name,
