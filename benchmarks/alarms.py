@@ -597,7 +597,7 @@ def is_true(name: str, scenario: Scenario) -> bool:
     is_forgetful = scenario.prompts / scenario.batch >= 2 * HALF_LIFE
     is_outdated = scenario.budget and (is_forgetful or scenario.learning > 0)
     silent = posterior_silent_rate(0, 0, scenario.size, scenario.law)
-    return (name == "silent" and (min(scenario.law) < 0.6 or silent > 0.4)) or (name == "wrong_rates" and is_outdated)
+    return (name == "silent" and (min(scenario.law) < 0.6 or silent > 0.45)) or (name == "wrong_rates" and is_outdated)
 
 
 def table(figures: dict[str, Any]) -> str:

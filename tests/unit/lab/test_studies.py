@@ -167,8 +167,12 @@ def test_a_study_that_contradicts_itself_is_rejected(changed, message):
         study(**changed)
 
 
-def gains_of(first, second, levels=None):
-    """The analysis of a study whose arms have the given accuracies by seed."""
+def gains_of(first, second, starts=(0.4,) * 4):
+    """The analysis of a study whose arms have the given accuracies by seed.
+
+    Args:
+        starts: the accuracies before training in the second arm. Those of the first are 0.4.
+    """
     declared = study(
         arms=(Arm("one", ("algo=grpo",), 1e-4), Arm("two", ("algo=dr_grpo",), 1e-4)), rates=(), seeds="1..4"
     )
@@ -176,6 +180,9 @@ def gains_of(first, second, levels=None):
     for arm, accuracies in zip(declared.arms, (first, second), strict=True):
         words = main_cell(declared, TASK, arm, 1e-4).words
         ledger |= {(words, seed): finished(words, seed, value) for seed, value in enumerate(accuracies, start=1)}
+    for seed, start in zip(range(1, len(second) + 1), starts, strict=False):
+        run = ledger[words, seed]
+        ledger[words, seed] = dataclasses.replace(run, accuracy=(start, *run.accuracy[1:]))
     return analyse(declared, ledger, load)
 
 
@@ -191,6 +198,16 @@ def test_gains_are_paired_by_seed():
     assert "middle" not in two["levels"]
     assert result["budget_tokens"] == {TASK: 900}
     assert "--seeds 1..4" in two["command"] and "algo=dr_grpo" in two["command"]
+
+
+def test_runs_that_start_from_different_policies_are_not_paired():
+    """A head start would count as a gain. Each machine makes its own start."""
+    first, second = [0.5, 0.6, 0.5, 0.6], [0.51, 0.61, 0.9, 0.9]
+    _, two = gains_of(first, second, starts=(0.4, 0.4, 0.45, 0.45))["rows"]
+    assert (two["gain"]["mean"], two["gain"]["n"]) == (pytest.approx(0.01), 2)
+    assert two["gain_by_level"]["hard"]["mean"] == pytest.approx(0.01) and len(two["seeds"]) == 4
+    _, two = gains_of(first, second, starts=(0.45,) * 4)["rows"]
+    assert two["gain"] is None and two["gain_by_level"] == {}
 
 
 def test_a_run_below_its_start_has_diverged():

@@ -73,7 +73,7 @@ def partial_credit(table: Columns, config: Mapping[str, Any]) -> Iterator[Findin
             f"Rewards differ by more than right and wrong in {percent(graded)} of the groups. With "
             f"{_ALPHA}={alpha:g}, a group whose rewards differ little has nearly as large a part in the update as one "
             "whose rewards differ much. In the study methods, alpha 0 and 0.5 gained over alpha 1 with such rewards, "
-            "and made no difference with rewards of 0 and 1.",
+            "and made no difference with rewards of 0 and 1. They also averaged the loss in another way.",
             (f"{_ALPHA}=0  # follows how much rewards differ (study methods)", *remedies("partial_credit", config)),
         )
 
