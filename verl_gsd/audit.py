@@ -344,8 +344,30 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
             "algorithm.use_kl_in_reward=true: sigma is then the standard deviation of the reward minus a KL penalty, "
             "and no group is silent. Set it to false, and set actor_rollout_ref.actor.use_kl_loss=true instead."
         )
+    yield from _padded_steps(config)
     if _filters_groups(config):
         yield from _filter_contradictions(config)
+
+
+def _padded_steps(config: DictConfig) -> Iterator[str]:
+    """Say so if a step does not consist of whole mini-batches, because verl then adds rows of padding."""
+    actor, data, modes = config.actor_rollout_ref.actor, config.data, config.trainer.v1
+    mode = str(modes.trainer_mode).removeprefix("gsd_")
+    parts, mini = (modes.get(mode) or {}).get("parameter_sync_step", 1), actor.ppo_mini_batch_size
+    prompts = data.train_batch_size // parts
+    padding = -prompts % mini
+    if mode == "separate_async" or not padding:
+        return  # verl and our checks reject other sizes in separate_async
+    step = "step" if parts == 1 else f"part of a step (trainer.v1.{mode}.parameter_sync_step={parts})"
+    counts = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode) == "responses"
+    effect = " The loss is divided by the number of responses, and these rows count." if counts else ""
+    whole = next(size for size in range(min(prompts, mini), 0, -1) if prompts % size == 0)
+    yield (
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with data.train_batch_size={data.train_batch_size}: each "
+        f"{step} has {prompts} prompts, which are no whole mini-batches. verl adds rows of padding for {padding} "
+        f"prompts, which have no loss.{effect} Set actor_rollout_ref.actor.ppo_mini_batch_size={whole}, or "
+        f"data.train_batch_size={max(1, prompts // mini) * mini * parts}."
+    )
 
 
 def _rewards_may_be_graded(config: DictConfig) -> bool:

@@ -28,13 +28,15 @@ LEVELS = {"hard": (0.0, 0.2), "middle": (0.2, 0.8), "easy": (0.8, 1.01)}
 def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[str, Any]:
     """Everything that the study's page shows, as JSON.
 
-    ``missing`` lists what has not been trained; the table is partial unless it is empty.
+    ``missing`` lists what has not been trained; the table is partial unless it is empty. ``earlier`` lists what was
+    trained from a start that is not the package's.
     """
     rates: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, dict[str, float]]] = {}
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     missing: list[str] = []
+    earlier: list[str] = []
     budgets: dict[str, int] = {}
     for task in study.tasks:
         cells: dict[str, Cell] = {}
@@ -49,11 +51,11 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
             rates.setdefault(task, {})[arm.name] = rate
             cells[arm.name] = main_cell(study, task, arm, rate)
         found = {name: cell.found(ledger) for name, cell in cells.items()}
-        missing += [
-            f"{task}/{name}: {len(absent)} of {len(parse_seeds(cell.seeds))} seeds"
-            for name, cell in cells.items()
-            if (absent := cell.missing(ledger))
-        ]
+        for name, cell in cells.items():
+            seeds, to_train = parse_seeds(cell.seeds), cell.missing(ledger)
+            absent = len(seeds) - len(found[name])
+            for places, count in ((missing, absent), (earlier, len(to_train) - absent)):
+                places += [f"{task}/{name}: {count} of {len(seeds)} seeds"] if count else []
         if not found.get(study.baseline):
             continue
         budgets[task] = int(_SHARE * min(run.tokens[-1] for run in found[study.baseline].values()))
@@ -72,6 +74,7 @@ def analyse(study: Study, ledger: Ledger, load: Callable[[str], Study]) -> dict[
         "machine": publishing.machine(),
         "date": datetime.date.today().isoformat(),
         "missing": missing,
+        "earlier": earlier,
         "budget_tokens": budgets,
         "rates": rates,
         "rates_tried": tried,
@@ -95,8 +98,7 @@ def _curves(cell: Cell, run: FinishedRun) -> dict[str, Any]:
 
 def _row(cell: Cell, found: Mapping[int, FinishedRun], other: Mapping[int, FinishedRun], budget: int) -> dict[str, Any]:
     late = {seed: late_mean(run, cell.task, budget) for seed, run in found.items()}
-    # The start is made on each machine, and is not the same on all of them. Runs are paired only if they share it.
-    common = sorted(seed for seed in found.keys() & other.keys() if found[seed].accuracy[0] == other[seed].accuracy[0])
+    common = sorted(seed for seed in found.keys() & other.keys() if found[seed].start == other[seed].start)
     return {
         "task": cell.task,
         "arm": cell.arm.name,

@@ -28,9 +28,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     if not result["rows"]:
         return "**Not run yet.**"
     if result["missing"]:
-        arms = Counter(place.partition("/")[0] for place in result["missing"])
-        places = ", ".join(f"{count} {'arm' if count == 1 else 'arms'} on `{task}`" for task, count in arms.items())
-        lines += [f"**Partial.** Runs are missing of {places}.", ""]
+        lines += [f"**Partial.** Runs are missing of {_places(result['missing'])}.", ""]
+    if result["earlier"]:
+        lines += [f"**From an earlier start** are runs of {_places(result['earlier'])}.", ""]
     for task in dict.fromkeys(row["task"] for row in result["rows"]):
         lines += [
             f"`task={task}`, {result['budget_tokens'][task]:,} tokens:",
@@ -46,6 +46,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         what = "Accuracy, entropy, length and gradient norm" if result["curves"] else "Gains with 95% intervals"
         lines.append(f"![{what}.](pictures/{picture_of(result['study']['name']).name})")
     return "\n".join(lines).strip()
+
+
+def _places(places: Sequence[str]) -> str:
+    """How many arms of each task are named in ``places``."""
+    arms = Counter(place.partition("/")[0] for place in places)
+    return ", ".join(f"{count} {'arm' if count == 1 else 'arms'} on `{task}`" for task, count in arms.items())
 
 
 def has_picture(result: Mapping[str, Any]) -> bool:

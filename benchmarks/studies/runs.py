@@ -21,7 +21,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from studies.declaration import Arm, Study, Tuned
-from studies.ledger import LEDGER, FinishedRun, append, read_finished, read_ledger
+from studies.ledger import LEDGER, FinishedRun, append, read_finished, read_ledger, start_of
 from verl_gsd.lab.training.seeds import parse_seeds
 
 Ledger = Mapping[tuple[tuple[str, ...], int], FinishedRun]
@@ -51,12 +51,14 @@ class Cell:
         return shlex.join(["verl-gsd", "lab", "train", *self.words, "--seeds", self.seeds, "--label", self.folder.name])
 
     def found(self, ledger: Ledger) -> dict[int, FinishedRun]:
-        """seed -> run, for the seeds that have finished."""
+        """seed -> run, for the seeds that have finished, from any start."""
         seeds = parse_seeds(self.seeds)
         return {seed: ledger[self.words, seed] for seed in seeds if (self.words, seed) in ledger}
 
     def missing(self, ledger: Ledger) -> list[int]:
-        return [seed for seed in parse_seeds(self.seeds) if (self.words, seed) not in ledger]
+        """The seeds that have not finished from the package's start."""
+        start, found = start_of(self.task), self.found(ledger)
+        return [seed for seed in parse_seeds(self.seeds) if seed not in found or found[seed].start != start]
 
 
 def tuning_cell(study: Study, task: str, arm: Arm, rate: float) -> Cell:
@@ -109,16 +111,30 @@ class Tuning:
 def tune(study: Study, task: str, arm: Arm, ledger: Ledger) -> Tuning:
     """The search for the rate of an arm that has none, as far as the ledger knows its runs.
 
-    The rates of the study come first. While the best one is at an end, the next one by a factor of 2 follows.
+    The rates of the study come first. While the best one is at an end, the next one by a factor of 2 follows. All runs
+    of a search begin with the same policy. A search that has ended from an earlier start is not repeated: the best rate
+    is a setting, and not a result.
     """
+    starts = [start_of(task), ""]
+    searches = [
+        _search(study, task, arm, {key: run for key, run in ledger.items() if run.start == start}) for start in starts
+    ]
+    return next((search for search in searches if not search.following), searches[0])
+
+
+def _search(study: Study, task: str, arm: Arm, ledger: Ledger) -> Tuning:
+    """``tune`` over runs that begin with the same policy."""
     rates = list(study.rates)
     while True:
         cells = {rate: tuning_cell(study, task, arm, rate) for rate in rates}
-        if following := [rate for rate, cell in cells.items() if cell.missing(ledger)]:
+        runs = {rate: cell.found(ledger) for rate, cell in cells.items()}
+        if following := [rate for rate, cell in cells.items() if len(runs[rate]) < len(parse_seeds(cell.seeds))]:
             return Tuning({}, following)
-        runs = {rate: list(cell.found(ledger).values()) for rate, cell in cells.items()}
-        budget = min(run.tokens[-1] for found in runs.values() for run in found)
-        means = {rate: float(np.mean([late_mean(run, task, budget) for run in found])) for rate, found in runs.items()}
+        budget = min(run.tokens[-1] for found in runs.values() for run in found.values())
+        means = {
+            rate: float(np.mean([late_mean(run, task, budget) for run in found.values()]))
+            for rate, found in runs.items()
+        }
         best = max(means, key=means.__getitem__)
         if best == rates[0] and best / 2 >= _LOWEST:
             rates.insert(0, best / 2)

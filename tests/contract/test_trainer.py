@@ -218,6 +218,8 @@ def test_names_that_verl_does_not_know_are_rejected_before_ray_starts(configure)
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gpso", r"loss_mode=gpso.*gspo"),
         ("trainer.logger=[wandbb]", r"trainer\.logger=wandbb.*wandb\b"),
         ("actor_rollout_ref.actor.use_dynamic_bsz=false", "micro_batch_size"),
+        ("actor_rollout_ref.rollout.mode=sync", "rollout.mode=async"),
+        ("actor_rollout_ref.rollout.pipeline_model_parallel_size=2", "pipeline_model_parallel_size > 1"),
         (
             "reward.custom_reward_function.name=no_such_function",
             r"custom_reward_function\.path=pkg://verl_gsd\.tasks\.arithmetic name=no_such_function: AttributeError",

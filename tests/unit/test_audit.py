@@ -198,6 +198,24 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
         ),
         (["algo=grpo", "algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true.*use_kl_loss=true"),
         (["algo=grpo", "actor_rollout_ref.rollout.n=1"], r"rollout.n=1\b.*\b2\b"),
+        (
+            ["algo=grpo", "data.train_batch_size=100", f"{ACTOR}.ppo_mini_batch_size=64"],
+            r"has 100 prompts.*padding for 28 prompts.*these rows count.*batch_size=50, or .*batch_size=64\.",
+        ),
+        (
+            ["algo=dapo", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=256"],
+            r"has 64 prompts.*padding for 192 prompts, which have no loss\. Set .*batch_size=64, or .*batch_size=256\.",
+        ),
+        (
+            [
+                "algo=grpo",
+                "trainer.v1.trainer_mode=gsd_colocate_async",
+                "trainer.v1.colocate_async.parameter_sync_step=2",
+                "data.train_batch_size=64",
+                f"{ACTOR}.ppo_mini_batch_size=64",
+            ],
+            r"each part of a step \(trainer\.v1\.colocate_async\.parameter_sync_step=2\) has 32 prompts",
+        ),
     ],
 )
 def test_contradictions_are_named_with_what_to_write(audited, words, warning):
@@ -295,7 +313,11 @@ def test_hadw_is_said_to_weigh(audited):
         (["algo=dr_grpo", f"{ACTOR}.loss_scale_factor=null"], [f"{ACTOR}.loss_scale_factor=6"]),
         (["algo=grpo", "algorithm.use_kl_in_reward=true"], ["algorithm.use_kl_in_reward=false"]),
         (["algo=dapo", "algorithm.filter_groups.metric=reward"], ["algorithm.filter_groups.metric=acc"]),
-        (["algo=gvpo", f"{ACTOR}.ppo_mini_batch_size=64"], [f"{ACTOR}.ppo_mini_batch_size=16"]),
+        (["algo=gvpo", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64"], [f"{ACTOR}.ppo_mini_batch_size=16"]),
+        (
+            ["algo=grpo", "data.train_batch_size=90", f"{ACTOR}.ppo_mini_batch_size=64"],
+            [f"{ACTOR}.ppo_mini_batch_size=45", "data.train_batch_size=64"],
+        ),
         (["algo=gvpo", f"{ROLLOUT}.top_p=0.9"], [f"{ROLLOUT}.top_p=1"]),
         (["algo=gvpo", f"{ROLLOUT}.top_k=5"], [f"{ROLLOUT}.top_k=-1"]),
         (

@@ -396,7 +396,7 @@ def default_directory(task: EmbeddedTask) -> Path:
 
 
 def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
-    """Make an embedded task: train and test files and a warm-started model (about a minute on two cores)."""
+    """Make an embedded task: train and test files and a warm-started model."""
     directory = default_directory(task) if data is None else data / task.name
     out.print(f"{task.name} is in [bold]{escape(str(ensure_with_progress(directory, task)))}[/]")
     if data is None:
@@ -405,16 +405,19 @@ def _make_embedded_task(task: EmbeddedTask, data: Path | None) -> None:
 
 
 def ensure_with_progress(directory: Path, task: EmbeddedTask) -> Path:
-    """``tasks.embedded.ensure`` with a line and a progress bar for the warm start, only if the task has to be made."""
+    """``tasks.embedded.ensure``, with a line and a progress bar if a warm start has to be trained."""
     from safetensors import SafetensorError
 
-    from verl_gsd.tasks.embedded import Specification, ensure, is_ready
+    from verl_gsd.tasks.embedded import Specification, ensure, is_ready, packaged_start
 
     specification = Specification(task)
     try:
         if is_ready(directory, specification):
             return directory
-    except OSError as error:
+        if packaged_start(specification):
+            err.print(f"making task {task.name} in {directory}", markup=False, highlight=False, soft_wrap=True)
+            return ensure(directory, specification)
+    except (OSError, SafetensorError) as error:  # a full disk, or a folder that is not writable
         fail(f"task.directory={directory}: {error}")
     # Without a terminal, the bar is shown only at the end.
     text = f"making task {task.name} in {directory}; this takes one to two minutes, and only the first time"

@@ -2,7 +2,8 @@
 
 Nothing is downloaded. The tokenizer is byte-level without merges, and the weights are random. A short supervised
 training on (question, answer) pairs makes the policy good enough for reinforcement learning to improve it. The result
-depends only on the seed and on the number of threads, which is therefore fixed.
+depends on the seed, on the number of threads, which is therefore fixed, and on the processor, which rounds sums in its
+own way. ``embedded.py`` therefore has the weights of the tasks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,10 @@
 """Makes an embedded task locally: two Parquet files in verl's schema and a warm-started model.
 
+The weights of the default specifications come with the package (``starts``), so that runs on all machines begin with
+the same policy. Machines with other processors round sums differently, and their own warm starts differ by several
+percent in accuracy. Other specifications are trained on this machine. ``scripts/make_starts.py`` makes the package's
+weights.
+
 The folder is created atomically and by one process at a time. Its manifest has the specification it was made from.
 ``ensure`` makes the folder if it is missing or has another specification.
 """
@@ -12,7 +17,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,16 +25,26 @@ from filelock import FileLock
 
 from verl_gsd.tasks import arithmetic
 from verl_gsd.tasks.catalog import ARITHMETIC, EmbeddedTask
-from verl_gsd.writing import atomic_folder
+from verl_gsd.writing import atomic_folder, atomic_write
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 MANIFEST = "manifest.json"
 #: Increase it whenever ``ensure`` writes other files for the same specification.
-FORMAT = 3
+FORMAT = 4
+#: The weights that come with the package, one file per task.
+STARTS = Path(__file__).parent / "starts"
+#: The specification that a file there was made from, in its metadata.
+_FINGERPRINT = "fingerprint"
 
 
 @dataclasses.dataclass(frozen=True)
 class Specification:
-    """What the folder's content depends on. Problems are counted per level; 700 steps take about 75 s on two cores."""
+    """What the folder's content depends on. Problems are counted per level; 700 steps take about 75 s on two cores.
+
+    The defaults need no warm start: their weights come with the package.
+    """
 
     task: EmbeddedTask = ARITHMETIC
     seed: int = 0
@@ -75,7 +90,7 @@ def ensure(
     Neither the training set nor the warm start contains a test question.
 
     Args:
-        on_step: called after every step of the warm start with its number and loss.
+        on_step: called after every step of the warm start with its number and loss, if there is one.
 
     Raises:
         FileExistsError: ``directory`` contains another embedded task, or files that are not part of one.
@@ -99,20 +114,40 @@ def ensure(
     return directory
 
 
-def _build(directory: Path, specification: Specification, on_step: Callable[[int, float], None]) -> None:
-    from verl_gsd.tasks import byte_llama  # imports torch and transformers, which composing a config does not need
+def packaged_start(specification: Specification) -> Path | None:
+    """The file of the package with the warm-started weights of a specification; None if there is none."""
+    from safetensors import safe_open
 
-    task, rng = specification.task, random.Random(specification.seed)
-    test = arithmetic.distinct_problems(specification.test_per_level, rng, levels=task.levels)
-    held_out = {problem.question for problem in test}
-    train = arithmetic.distinct_problems(specification.train_per_level, rng, held_out, task.levels)
+    path = STARTS / f"{specification.task.name}.safetensors"
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="np") as file:
+        return path if file.metadata()[_FINGERPRINT] == specification.fingerprint() else None
+
+
+def make_start(specification: Specification, on_step: Callable[[int, float], None] = lambda step, loss: None) -> Path:
+    """Train the weights of a specification on this machine and write them to ``STARTS``. Returns the file."""
+    from safetensors.torch import save_file
+
+    _, test, rng = _problems(specification)
+    model, _ = _warm_started(specification, test, rng, on_step)
+    path = STARTS / f"{specification.task.name}.safetensors"
+    weights = {name: value.contiguous() for name, value in model.named_parameters()}  # tied weights once
+    with atomic_write(path) as building:
+        save_file(weights, building, metadata={_FINGERPRINT: specification.fingerprint()})
+    return path
+
+
+def _build(directory: Path, specification: Specification, on_step: Callable[[int, float], None]) -> None:
+    task, (train, test, rng) = specification.task, _problems(specification)
     _write_parquet(task, train, "train", 0, directory / "train.parquet")
     _write_parquet(task, test, "test", len(train), directory / "test.parquet")
 
-    tokenizer = byte_llama.build_tokenizer()
-    model = byte_llama.build_model(tokenizer, specification.seed)
-    pairs = arithmetic.warm_start_pairs(rng, held_out, task.corpus)
-    byte_llama.warm_start(model, tokenizer, pairs, steps=specification.warm_start_steps, on_step=on_step)
+    start = packaged_start(specification)
+    if start is None:
+        model, tokenizer = _warm_started(specification, test, rng, on_step)
+    else:
+        model, tokenizer = _loaded(start, specification)
     model.save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
 
@@ -126,6 +161,47 @@ def _build(directory: Path, specification: Specification, on_step: Callable[[int
         }
     )
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _problems(
+    specification: Specification,
+) -> tuple[list[arithmetic.Problem], list[arithmetic.Problem], random.Random]:
+    """The training problems, the test problems, and the generator that has drawn them, for the warm start's corpus."""
+    levels, rng = specification.task.levels, random.Random(specification.seed)
+    test = arithmetic.distinct_problems(specification.test_per_level, rng, levels=levels)
+    held_out = {problem.question for problem in test}
+    train = arithmetic.distinct_problems(specification.train_per_level, rng, held_out, levels)
+    return train, test, rng
+
+
+def _warm_started(
+    specification: Specification,
+    test: list[arithmetic.Problem],
+    rng: random.Random,
+    on_step: Callable[[int, float], None],
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    from verl_gsd.tasks import byte_llama  # imports torch and transformers, which composing a config does not need
+
+    tokenizer = byte_llama.build_tokenizer()
+    model = byte_llama.build_model(tokenizer, specification.seed)
+    pairs = arithmetic.warm_start_pairs(rng, {problem.question for problem in test}, specification.task.corpus)
+    byte_llama.warm_start(model, tokenizer, pairs, steps=specification.warm_start_steps, on_step=on_step)
+    return model, tokenizer
+
+
+def _loaded(start: Path, specification: Specification) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    from safetensors.torch import load_file
+
+    from verl_gsd.tasks import byte_llama
+
+    tokenizer = byte_llama.build_tokenizer()
+    model = byte_llama.build_model(tokenizer, specification.seed)
+    weights = load_file(start)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights.pop(name))
+    if weights:
+        raise ValueError(f"{start} has weights that the model has not: {', '.join(weights)}")
+    return model, tokenizer
 
 
 def _write_parquet(

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as the script has it
 
 from studies.analysis import analyse
 from studies.declaration import Arm, Study, Tuned
-from studies.ledger import LEDGER, TRACES, FinishedRun, append, read_ledger
+from studies.ledger import LEDGER, TRACES, FinishedRun, append, read_ledger, start_of, task_of
 from studies.page import (
     PAGE,
     README,
@@ -63,6 +63,7 @@ def finished(words, seed, late=0.5, tokens=(0, 400, 1000), levels=None):
         words=words,
         seed=seed,
         commit="c",
+        start=start_of(TASK),
         steps=(0, 5, 10),
         tokens=tokens,
         accuracy=values,
@@ -167,11 +168,11 @@ def test_a_study_that_contradicts_itself_is_rejected(changed, message):
         study(**changed)
 
 
-def gains_of(first, second, starts=(0.4,) * 4):
+def gains_of(first, second, starts=None):
     """The analysis of a study whose arms have the given accuracies by seed.
 
     Args:
-        starts: the accuracies before training in the second arm. Those of the first are 0.4.
+        starts: what the runs of the second arm begin with. Those of the first begin with the package's start.
     """
     declared = study(
         arms=(Arm("one", ("algo=grpo",), 1e-4), Arm("two", ("algo=dr_grpo",), 1e-4)), rates=(), seeds="1..4"
@@ -180,9 +181,8 @@ def gains_of(first, second, starts=(0.4,) * 4):
     for arm, accuracies in zip(declared.arms, (first, second), strict=True):
         words = main_cell(declared, TASK, arm, 1e-4).words
         ledger |= {(words, seed): finished(words, seed, value) for seed, value in enumerate(accuracies, start=1)}
-    for seed, start in zip(range(1, len(second) + 1), starts, strict=False):
-        run = ledger[words, seed]
-        ledger[words, seed] = dataclasses.replace(run, accuracy=(start, *run.accuracy[1:]))
+    for seed, start in enumerate(starts or (), start=1):
+        ledger[words, seed] = dataclasses.replace(ledger[words, seed], start=start)
     return analyse(declared, ledger, load)
 
 
@@ -200,14 +200,39 @@ def test_gains_are_paired_by_seed():
     assert "--seeds 1..4" in two["command"] and "algo=dr_grpo" in two["command"]
 
 
-def test_runs_that_start_from_different_policies_are_not_paired():
-    """A head start would count as a gain. Each machine makes its own start."""
-    first, second = [0.5, 0.6, 0.5, 0.6], [0.51, 0.61, 0.9, 0.9]
-    _, two = gains_of(first, second, starts=(0.4, 0.4, 0.45, 0.45))["rows"]
+def test_runs_that_begin_with_different_policies_are_not_paired():
+    """A head start would count as a gain."""
+    first, second, ours = [0.5, 0.6, 0.5, 0.6], [0.51, 0.61, 0.9, 0.9], start_of(TASK)
+    result = gains_of(first, second, starts=(ours, ours, "", ""))
+    _, two = result["rows"]
     assert (two["gain"]["mean"], two["gain"]["n"]) == (pytest.approx(0.01), 2)
     assert two["gain_by_level"]["hard"]["mean"] == pytest.approx(0.01) and len(two["seeds"]) == 4
-    _, two = gains_of(first, second, starts=(0.45,) * 4)["rows"]
+    assert (result["missing"], result["earlier"]) == ([], [f"{TASK}/two: 2 of 4 seeds"])
+    assert f"**From an earlier start** are runs of 1 arm on `{TASK}`." in markdown(result)
+    _, two = gains_of(first, second, starts=("",) * 4)["rows"]
     assert two["gain"] is None and two["gain_by_level"] == {}
+
+
+def test_runs_from_an_earlier_start_are_trained_again_but_rates_are_not_searched_again():
+    declared = study()
+    arm = declared.arms[0]
+    tuning = [tuning_cell(declared, TASK, arm, rate) for rate in declared.rates]
+
+    def from_earlier(cells, late):
+        return {key: dataclasses.replace(run, start="") for key, run in entries(cells, late).items()}
+
+    def best(rate, seed):
+        return 0.6 if rate == 2e-4 else 0.5
+
+    earlier = from_earlier(tuning, best)
+    (main,) = (cell for cell in needed(declared, TASK, earlier, load) if cell.arm == arm)
+    assert main.rate == 2e-4
+    earlier |= from_earlier([main], best)
+    assert main.missing(earlier) == [1, 2, 3] and list(main.found(earlier)) == [1, 2, 3]
+    # A search over runs of both starts would compare the starts.
+    mixed = earlier | entries([tuning_cell(declared, TASK, arm, 8e-4)], lambda rate, seed: 0.9)
+    assert tune(declared, TASK, arm, mixed).best == 2e-4
+    assert tune(declared, TASK, arm, entries(tuning[:1], best)).following == list(declared.rates[1:])
 
 
 def test_a_run_below_its_start_has_diverged():
@@ -247,6 +272,15 @@ def test_the_ledger_keeps_runs_as_they_are(tmp_path):
     for run in runs:
         append(run, path)
     assert read_ledger(path) == {(run.words, run.seed): run for run in runs}
+
+
+def test_runs_of_a_task_and_a_start_have_the_same_accuracy_before_training():
+    found = {}
+    for run in read_ledger().values():
+        found.setdefault((task_of(run.words), run.start), set()).add(run.accuracy[0])
+    assert {place: accuracies for place, accuracies in found.items() if len(accuracies) > 1} == {}
+    for task, start in found:
+        assert start in ("", start_of(task)), (task, start)
 
 
 def test_the_table_of_the_readme_is_that_of_the_ledger():

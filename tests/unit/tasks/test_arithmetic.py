@@ -1,5 +1,6 @@
 """The embedded tasks: their problems, the verifier with two outcomes, and the folder made from them."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from verl_gsd.tasks import arithmetic, byte_llama, embedded
 from verl_gsd.tasks.arithmetic import LEVELS, compute_score
@@ -45,7 +47,7 @@ def fingerprint(rows):
 def test_the_first_task_is_what_it_was_when_it_was_the_only_one():
     """Folders that users have must not be made again, and earlier results must stay comparable."""
     specification, rng = embedded.Specification(), random.Random(0)
-    assert specification.fingerprint() == "10372142f4651aa2"
+    assert specification.fingerprint() == "0599cf0b532526ca"
     test = arithmetic.distinct_problems(specification.test_per_level, rng)
     held_out = {problem.question for problem in test}
     train = arithmetic.distinct_problems(specification.train_per_level, rng, held_out)
@@ -196,6 +198,31 @@ def test_a_folder_is_made_once_depends_on_the_seed_and_is_remade_for_another_spe
     assert make(embedded.Specification(seed=4, train_per_level=6, test_per_level=2, warm_start_steps=2)) != first
     assert steps == [1, 1, 2]
     assert json.loads((tmp_path / "task" / "manifest.json").read_text())["seed"] == 4
+
+
+@EACH_TASK
+def test_the_package_has_the_start_of_each_task_so_that_no_machine_trains_its_own(task, tmp_path):
+    """Sums are rounded in another way on other processors, and the own starts of two machines differed by 0.025."""
+    specification = embedded.Specification(task)
+    steps = []
+    folder = embedded.ensure(tmp_path / "task", specification, lambda step, loss: steps.append(step))
+    assert steps == [] and embedded.is_ready(folder, specification)
+    weights = load_file(folder / "model" / "model.safetensors")
+    packaged = load_file(embedded.packaged_start(specification))
+    assert weights.keys() == packaged.keys()
+    assert all((weights[name] == packaged[name]).all() for name in packaged)
+    assert embedded.packaged_start(dataclasses.replace(specification, seed=1)) is None
+
+
+def test_a_start_is_made_for_its_specification(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "STARTS", tmp_path)
+    path = embedded.make_start(TINY)
+    assert path == embedded.packaged_start(TINY) and embedded.packaged_start(embedded.Specification()) is None
+    trained = load_file(path)
+    made = load_file(embedded.ensure(tmp_path / "from_start", TINY) / "model" / "model.safetensors")
+    path.unlink()
+    afresh = load_file(embedded.ensure(tmp_path / "afresh", TINY) / "model" / "model.safetensors")
+    assert all((made[name] == trained[name]).all() and (made[name] == afresh[name]).all() for name in trained)
 
 
 def test_a_failure_leaves_no_files_and_a_foreign_folder_is_unchanged(tmp_path):

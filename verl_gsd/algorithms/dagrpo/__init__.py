@@ -92,11 +92,12 @@ register(
         findings="verl_gsd.algorithms.dagrpo.findings:DEMONSTRATION_FINDERS",
         remedies={
             "all_wrong": Remedy(
-                "algo=dagrpo_anchors  # a verified demonstration for groups in which all responses failed",
+                "algo=dagrpo_anchors  # in place of the run's algo: a verified demonstration for groups in which all "
+                "responses failed",
                 column="demonstration",
-                otherwise="algo=dagrpo_anchors algorithm.gsd.dagrpo.demonstrations.source=self  # an earlier success "
-                "of the policy for groups in which all responses failed. If the data has solutions, name their column "
-                "in algorithm.gsd.dagrpo.demonstrations.column instead",
+                otherwise="algo=dagrpo_anchors algorithm.gsd.dagrpo.demonstrations.source=self  # in place of the "
+                "run's algo: an earlier success of the policy for groups in which all responses failed. If the data "
+                "has solutions, name their column in algorithm.gsd.dagrpo.demonstrations.column instead",
             )
         },
         report_order=60,

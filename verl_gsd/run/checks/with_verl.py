@@ -128,7 +128,7 @@ def check_reward_function(config: DictConfig) -> Iterator[str]:
 
 def _check_verl_config(config: DictConfig) -> Iterator[str]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     if has_adapter(config):
         # verl imports vLLM to check the rank, unless the adapter is merged. A machine that only starts runs may have no
@@ -138,6 +138,8 @@ def _check_verl_config(config: DictConfig) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Disabled critic")  # group-based algorithms have no critic
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
             validate_config(config, need_reference_policy(config), need_critic(config))
+            omega_conf_to_dataclass(config.actor_rollout_ref.rollout)  # verl checks it only in its workers
     except Exception as error:  # assertions, type errors and others from verl's dataclasses: all say what is wrong
         yield f"verl rejects this config: {error}"
