@@ -137,6 +137,10 @@ HEALTHY = {
     "law (1, 9), dynamic sampling": Scenario(
         law=(1.0, 9.0), filtered=True, config={"algorithm.filter_groups.enable": True}
     ),
+    "law (.3, 10), few groups of 4": Scenario(law=(0.3, 10.0), prompts=500, size=4, batch=64, steps=80),
+    "law (1, 30), 300 prompts beside easier ones": Scenario(
+        law=(4.0, 1.5), prompts=600, sources=2, second=SecondSource((0.5, 0.5), (1.0, 30.0)), steps=160, held_out=500
+    ),
 }
 
 
@@ -234,7 +238,9 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> Draw:
         np.zeros((steps, batch), bool),
         metrics,
         extensions,
-        {"data.max_response_length": MAX_LENGTH, "data.shuffle": True} | scenario.config,
+        {"data.max_response_length": MAX_LENGTH, "data.shuffle": True}
+        | ({"algorithm.gsd.budget.half_life": HALF_LIFE} if scenario.budget else {})
+        | scenario.config,
     )
 
 
@@ -596,8 +602,9 @@ def is_true(name: str, scenario: Scenario) -> bool:
     """
     is_forgetful = scenario.prompts / scenario.batch >= 2 * HALF_LIFE
     is_outdated = scenario.budget and (is_forgetful or scenario.learning > 0)
-    silent = posterior_silent_rate(0, 0, scenario.size, scenario.law)
-    return (name == "silent" and (min(scenario.law) < 0.6 or silent > 0.45)) or (name == "wrong_rates" and is_outdated)
+    laws = [scenario.law] + ([scenario.second.law] if scenario.second else [])
+    is_silent = any(min(law) < 0.6 or posterior_silent_rate(0, 0, scenario.size, law) > 0.45 for law in laws)
+    return (name == "silent" and is_silent) or (name == "wrong_rates" and is_outdated)
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -202,6 +202,8 @@ class Declaration:
             other estimator. A part can weigh although the extension that contains it does not.
         reads_accuracy: the extension reads ``acc``, the verifier's verdict. The checks reject it if rewards come
             without a verdict.
+        follows_responses: earlier responses decide which prompts a step visits, or how large their groups are. Some
+            findings of a report cannot be made then.
         saves: the extension has ``state_dict`` and ``load_state_dict``, and checkpoints save its memory.
         worker: the ``WorkerExtension``, as ``"module:Class"``.
         loss: the module that registers the policy loss. Under our worker, ``trainer.loss_context.loss_context()``
@@ -257,6 +259,7 @@ class Declaration:
     counts: tuple[str, ...] = ()
     weighs: bool = True
     reads_accuracy: bool = False
+    follows_responses: bool = False
     saves: bool = False
     worker: str | None = None
     loss: str | None = None

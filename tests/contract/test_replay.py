@@ -147,7 +147,7 @@ def test_dynamic_sampling_filters_silent_groups_and_drops_the_surplus():
         for _ in range(min(count, len(waiting))):
             put(*waiting.pop(0))
 
-    built, seam, _ = buffer(refill_fn=refill, filter_groups_metric="acc", max_inflight_gen_batches=2)
+    built, seam, monitor = buffer(refill_fn=refill, filter_groups_metric="acc", max_inflight_gen_batches=2)
     put("a1", [1.0, 1.0])
     put("b2", [1.0, 0.0])
     put("c3", [0.0, 0.0])
@@ -155,7 +155,7 @@ def test_dynamic_sampling_filters_silent_groups_and_drops_the_surplus():
     fates = dict(seam.fates)
     assert len(seam.fates) == len(fates) == 6
     assert Counter(fates.values()) == {"filtered": 3, "trained": 2, "surplus": 1}
-    assert {uid for uid, fate in fates.items() if fate == "filtered"} == {"a1", "c3", "d4"}
+    assert {uid for uid, fate in fates.items() if fate == "filtered"} == {"a1", "c3", "d4"} == set(monitor.evicted)
     assert {key.split("_")[0] for key in batch.keys} == {uid for uid, fate in fates.items() if fate == "trained"}
     assert metrics["training/filter_groups/evicted_samples"] == 3
     assert metrics["training/filter_groups/discarded_surplus_samples"] == 1

@@ -20,7 +20,8 @@ from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 from verl_parts import bare_trainer, names_of_calls
 
 from verl_gsd.algorithms.rollouts.sampler import DisagreementSampler
-from verl_gsd.run.messages import RunStoppedError
+from verl_gsd.run.messages import RunStoppedError, read_messages
+from verl_gsd.rundir import RunDirectory
 
 
 @pytest.fixture
@@ -40,6 +41,24 @@ def build(compose_fast, tiny_task):
 
 def test_verls_order_is_left_alone_without_a_sampler(build):
     assert type(build().train_dataloader.sampler).__name__ == "RandomSampler"
+
+
+@pytest.mark.parametrize(("epochs", "total", "last"), [(2, 500, "all"), (2, 3, 3), (2, "null", "all")])
+def test_the_last_step_is_that_of_the_epochs_or_of_the_total(build, tmp_path, epochs, total, last):
+    """verl saves and validates at the end only if it reaches the total, and its schedule would have the total."""
+    steps = [f"trainer.total_epochs={epochs}", f"trainer.total_training_steps={total}"]
+    trainer = build("data.train_batch_size=4", f"trainer.default_local_dir={tmp_path}/run", *steps)
+    of_epochs = epochs * trainer.steps_per_epoch
+    expected = of_epochs if last == "all" else last
+    assert 0 < trainer.total_training_steps == expected
+    assert trainer.config.actor_rollout_ref.actor.optim.total_training_steps == expected
+    messages = read_messages(RunDirectory(tmp_path / "run").messages(1))
+    warnings = [message.text for message in messages if message.kind == "warning"]
+    if total == 500:
+        (text,) = warnings
+        assert f"the run has {of_epochs} steps" in text and "trainer.total_epochs" in text
+    else:
+        assert warnings == []
 
 
 def indices(trainer):

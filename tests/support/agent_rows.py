@@ -60,7 +60,7 @@ class StubMonitor:
     """Stands for the run's monitor: writes down what the buffer tells it, and ends nothing."""
 
     def __init__(self):
-        self.looks, self.failures, self.rewards, self.chosen = [], [], [], 0
+        self.looks, self.failures, self.rewards, self.evicted, self.chosen = [], [], [], [], 0
 
     def on_look(self, detail, state):
         self.looks.append((detail, state))
@@ -70,6 +70,9 @@ class StubMonitor:
 
     def on_rewards(self, rewards):
         self.rewards.append(rewards)
+
+    def on_evicted(self, group):
+        self.evicted.append(group.uid)
 
     def on_choosing(self):
         self.chosen += 1

@@ -313,7 +313,10 @@ def test_hadw_is_said_to_weigh(audited):
         (["algo=dr_grpo", f"{ACTOR}.loss_scale_factor=null"], [f"{ACTOR}.loss_scale_factor=6"]),
         (["algo=grpo", "algorithm.use_kl_in_reward=true"], ["algorithm.use_kl_in_reward=false"]),
         (["algo=dapo", "algorithm.filter_groups.metric=reward"], ["algorithm.filter_groups.metric=acc"]),
-        (["algo=gvpo", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64"], [f"{ACTOR}.ppo_mini_batch_size=16"]),
+        (
+            ["algo=gvpo", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64"],
+            [f"{ACTOR}.ppo_mini_batch_size=16"],
+        ),
         (
             ["algo=grpo", "data.train_batch_size=90", f"{ACTOR}.ppo_mini_batch_size=64"],
             [f"{ACTOR}.ppo_mini_batch_size=45", "data.train_batch_size=64"],

@@ -278,7 +278,7 @@ def _line_to_resume(line: Line) -> Line:
     if newest is None and not checkpoint:
         raise ConfigError(
             f"resume={line.resume}: the run saved no checkpoint. Start a new run in another folder, with "
-            "trainer.save_freq above 0."
+            "trainer.save_freq above 0 and not above the step at which this run stopped."
         )
     if line.trust is not None and line.trust.resolve() != run.path.resolve():
         raise ConfigError(f"trust={line.trust}: this is not the folder that resume= names. Set trust={run.path}.")

@@ -9,19 +9,16 @@ from scipy.special import betaln
 from verl_gsd.planning.distinct import distinct_rows
 
 #: Fewer mixed groups than this say too little about the law.
-LEAST_GROUPS = 100
+LEAST_GROUPS = 50
 #: The laws that are tried have these a and b. Beyond the last one, all prompts have nearly the same rate.
 _SHAPES = np.geomspace(0.05, 100.0, 48)
-#: A law is as possible as the likeliest one if it loses less log-likelihood: 95% confidence for two parameters.
-_MARGIN = 3.0
 
 
-def hardest_law(correct: ArrayLike, total: ArrayLike) -> tuple[float, float] | None:
-    """The Beta(a, b) law of solve rates under which a prompt with one right response is solved most rarely.
+def likely_law(correct: ArrayLike, total: ArrayLike) -> tuple[float, float] | None:
+    """The likeliest Beta(a, b) law of solve rates, from the mixed ones of some groups.
 
-    It is chosen from the laws that the mixed ones of some groups leave possible, with 95% confidence. Groups that are
-    all right or all wrong are left out, and the likelihood is that of a mixed group, so that neither a verifier that
-    fails for whole groups nor dependent responses move the law to its ends:
+    Groups that are all right or all wrong are left out, and the likelihood is that of a mixed group, so that neither a
+    verifier that fails for whole groups nor dependent responses move the law to its ends:
 
         log C(n, k) + log B(a + k, b + n - k) - log(B(a, b) - B(a + n, b) - B(a, b + n)),   0 < k < n
 
@@ -42,7 +39,5 @@ def hardest_law(correct: ArrayLike, total: ArrayLike) -> tuple[float, float] | N
     whole = betaln(a, b)
     mixed = -np.expm1(np.logaddexp(betaln(a + n, b) - whole, betaln(a, b + n) - whole))
     likelihood = (betaln(a + k, b + n - k) - whole - np.log(np.maximum(mixed, 1e-12))) @ count
-    size = n[count.argmax()]
-    silent = (betaln(a + 1, b + 2 * size - 1) - betaln(a + 1, b + size - 1)).ravel()
-    best = np.where(likelihood > likelihood.max() - _MARGIN, silent, -np.inf).argmax()
+    best = likelihood.argmax()
     return float(a[best, 0]), float(b[best, 0])

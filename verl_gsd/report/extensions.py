@@ -29,7 +29,7 @@ def remedies(problem: Problem, config: Mapping[str, Any]) -> list[str]:
     return [
         _suited(declaration.remedies[problem], config)
         for declaration in in_report_order()
-        if problem in declaration.remedies and not _takes_part(declaration, config)
+        if problem in declaration.remedies and not takes_part(declaration, config)
     ]
 
 
@@ -51,6 +51,7 @@ def _has_column(file: str, column: str) -> bool:
         return False
 
 
-def _takes_part(declaration: Declaration, config: Mapping[str, Any]) -> bool:
+def takes_part(declaration: Declaration, config: Mapping[str, Any]) -> bool:
+    """Whether the run of a config (dotted key -> value) has the extension."""
     section = f"algorithm.gsd.{declaration.name}"
     return any(value is not None and (key == section or key.startswith(f"{section}.")) for key, value in config.items())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.special import betaln
+from scipy.special import gammaln
 
 from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
-from verl_gsd.planning.law import hardest_law
+from verl_gsd.planning.law import likely_law
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
@@ -65,13 +65,10 @@ def step_table(run: RunData) -> Columns:
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
       predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_law``: the same under the
       law of the data source's own solve rates, where it predicts more.
-    - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed: their number, how many are
-      all right or all wrong, and the prediction. ``likely_wrong{,_predicted,_variance}``: how many of these have no
-      right response, the prediction of this, and its variance. Responses to their prompts differed before,
-      and the predicted probability of being all right or all wrong is below 0.5, with and without forgetting, and
-      under the law of the data source's own solve rates. The largest of these predictions counts: with forgetting, the
-      prior has much weight for a prompt that was visited long ago; without, solve rates of long ago count as much as
-      recent ones; and of hard prompts, those that had a right response were lucky.
+    - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed, given how many of all
+      responses to their prompt so far were right: their number, how many are all right or all wrong, and the
+      expectation. ``likely_wrong{,_predicted,_variance}``: how many of these have no right response, the expectation of
+      this, and its variance. See ``_given_totals``.
     - ``entropy``: of the policy, in nats per token. Runs of older versions do not have it if their loss is averaged in
       another way than over tokens (``_entropy``).
     - ``gain_{hard,between,easy}``: shares of the gradient mass of the groups trained on, by the group's accuracy.
@@ -349,24 +346,23 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
-    without_forgetting, likely, likely_wrong, has_differed = _predicted_without_forgetting(records)
-    larger = np.maximum(predicted, likely)
-    larger_of_wrong = larger * likely_wrong
-    likely_mixed = has_differed & (larger < 0.5)
+    without_forgetting, by_law = _predicted_without_forgetting(records)
+    silent_given_total, wrong_given_total = _given_totals(records)
+    likely_mixed = silent_given_total < 0.5
     of_likely = {
         "likely_groups": np.ones(len(records)),
         "likely_silent": silent,
-        "likely_predicted": larger,
+        "likely_predicted": silent_given_total,
         "likely_wrong": wrong,
-        "likely_wrong_predicted": larger_of_wrong,
-        "likely_wrong_variance": larger_of_wrong * (1 - larger_of_wrong),
+        "likely_wrong_predicted": wrong_given_total,
+        "likely_wrong_variance": wrong_given_total * (1 - wrong_given_total),
     }
     of_likely = {name: np.where(likely_mixed, values, 0.0) for name, values in of_likely.items()}
     figures = {
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
-        "seen_predicted_by_law": sums.mean(likely, True),
+        "seen_predicted_by_law": sums.mean(by_law, True),
         **{name: sums.total(values) for name, values in of_likely.items()},
     }
     if sums.has_several_sources:
@@ -374,55 +370,74 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     return figures
 
 
-def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Four arrays, (N,) each.
+def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays, (N,) each, NaN where the column ``silent_predicted`` is null.
 
-    - As the column ``silent_predicted``, but visits of all ages count the same; NaN where that is null. The trainer
-      forgets older visits, so that the two differ if it forgets too fast, or if solve rates have changed.
-    - The same, or the prediction under the hardest law of the data source's solve rates (``planning.law``) where that
-      is larger. Of hard prompts, those with a right response were lucky. Under ``_PRIOR``, that looks like a high rate.
-    - The share of the second that is of groups without a right response.
-    - bool: whether earlier responses to the prompt were neither all right nor all wrong. False where the predictions
-      are NaN.
+    - As that column, but visits of all ages count the same. The trainer forgets older visits, so that the two differ if
+      it forgets too fast, or if solve rates have changed.
+    - The same under the law of the data source's solve rates (``planning.law``) instead of ``_PRIOR``, if its first
+      visits tell one.
     """
-    predicted, likely, of_wrong = (np.full(len(records), np.nan) for _ in range(3))
-    has_differed: np.ndarray = np.zeros(len(records), dtype=bool)
+    predicted, by_law = (np.full(len(records), np.nan) for _ in range(2))
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
     if not is_predicted.any():
-        return predicted, likely, of_wrong, has_differed
+        return predicted, by_law
     correct, total = _earlier_counts(records)
     is_first = (total == 0) & (size > 0)
     is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
-    has_differed = is_predicted & (correct > 0) & (correct < total)
     source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
     for number in np.unique(source[is_predicted]):
         rows, first = is_predicted & (source == number), is_first & (source == number)
-        law = hardest_law(*(float_column(records, name)[first] for name in ("correct", "total")))
+        law = likely_law(*(float_column(records, name)[first] for name in ("correct", "total")))
         counts = [values[rows] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
-        distinct = [values[row] for values in counts]
-        silent, wrong = _posterior_silent(distinct, _PRIOR)
-        predicted[rows] = likely[rows] = silent[kind]
-        of_wrong[rows] = wrong[kind]
-        if law is not None:
-            silent_of_law, wrong_of_law = _posterior_silent(distinct, law)
-            is_larger = (silent_of_law > silent)[kind]
-            likely[rows] = np.where(is_larger, silent_of_law[kind], likely[rows])
-            of_wrong[rows] = np.where(is_larger, wrong_of_law[kind], of_wrong[rows])
-    return predicted, likely, of_wrong, has_differed
+        right, answers, sizes = (values[row] for values in counts)
+        for result, prior in ((predicted, _PRIOR), (by_law, law or _PRIOR)):
+            result[rows] = np.asarray(posterior_silent_rate(right, answers, sizes, prior))[kind]
+    return predicted, by_law
 
 
-def _posterior_silent(counts: Sequence[np.ndarray], prior: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) each: the probability of a silent group, and the share of it that has no right response.
+def _given_totals(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The probability that a group is all right or all wrong, and all wrong, given all responses so far; (N,) each.
 
-    Args:
-        counts: right and all responses of earlier visits, and the size of the group, (N,) each.
+    A prompt with solve rate p had t responses before this group of n, and s of the t + n are right. If p has not
+    changed, and responses do not depend on each other, then every way to choose these s is equally likely:
+
+        P(none of the n is right | s) = C(t, s) / C(t + n, s)
+        P(all of the n are right | s) = C(t, s - n) / C(t + n, s)
+
+    This needs no law of solve rates. A prediction from the earlier responses alone needs one: of hard prompts, those
+    with a right response were lucky. But the equations do not hold if earlier responses have decided whether a prompt
+    is visited, or how large its group is (``Declaration.follows_responses``).
+
+    Given the sums after each visit, the visits are independent. So the differences between groups and probabilities
+    are not correlated, and the variance of their sum is the sum of the variances.
+
+    Returns:
+        NaN where the column ``silent_predicted`` is null, and at first visits.
     """
-    correct, total, size = counts
-    silent = np.asarray(posterior_silent_rate(correct, total, size, prior))
-    a, b = prior[0] + correct, prior[1] + total - correct
-    return silent, np.exp(betaln(a, b + size) - betaln(a, b)) / silent
+    correct, total, size = (float_column(records, name) for name in ("correct", "total", "size"))
+    before_correct, before = _earlier_counts(records)
+    right = before_correct + correct
+    known = ~np.isnan(float_column(records, "silent_predicted")) & (before > 0) & (size > 0) & (total == size)
+    known &= right == np.rint(right)
+    silent, wrong = np.full(len(records), np.nan), np.full(len(records), np.nan)
+    if not known.any():
+        return silent, wrong
+    row, kind = distinct_rows(before[known], size[known], right[known])
+    t, n, s = before[known][row], size[known][row], right[known][row]
+    ways = _log_binomial(t + n, s)
+    none, every = np.exp(_log_binomial(t, s) - ways), np.exp(_log_binomial(t, s - n) - ways)
+    silent[known], wrong[known] = (none + every)[kind], none[kind]
+    return silent, wrong
+
+
+def _log_binomial(n: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """log C(n, k), (N,); minus infinity if k is below 0 or above n."""
+    possible = (k >= 0) & (k <= n)
+    k = np.where(possible, k, 0)
+    return np.where(possible, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
 
 
 def _earlier_counts(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

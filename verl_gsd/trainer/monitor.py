@@ -7,8 +7,10 @@ from collections.abc import Callable, Hashable
 from omegaconf import DictConfig
 
 from verl_gsd.extension import ExtensionError
+from verl_gsd.groups import Group
 from verl_gsd.run.checks.limits import extension_waits, limits_of, seconds_for_a_reward
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
+from verl_gsd.trainer.evictions import Evictions
 from verl_gsd.trainer.progress import LEAST, WAITING, Progress
 from verl_gsd.trainer.reward_monitor import RewardMonitor, Rewards
 from verl_gsd.trainer.rows import PARTITION
@@ -22,10 +24,11 @@ class RunMonitor:
         step: returns the current trainer step.
 
     Attributes:
-        rewards: the trainer sets this before it trains.
+        rewards, evictions: the trainer sets these before it trains.
     """
 
     rewards: RewardMonitor
+    evictions: Evictions
 
     def __init__(self, config: DictConfig, messages: MessageWriter, step: Callable[[], int]) -> None:
         self._messages, self._step = messages, step
@@ -95,6 +98,10 @@ class RunMonitor:
             self.rewards.on_rewards(self._step(), rewards.groups, rewards.responses, rewards.lost, rewards.seconds)
         else:
             self.rewards.on_validation_rewards(self._step(), rewards.responses, rewards.lost)
+
+    def on_evicted(self, group: Group) -> None:
+        """Dynamic sampling has evicted a group."""
+        self.evictions.on_evicted(group)
 
     def on_choosing(self) -> None:
         """A training batch is about to be selected."""

@@ -178,6 +178,8 @@ class _Watched(ReplayBuffer):
         group = self._whole.pop(uid, None)
         if group is None:  # a custom sampler dropped the group before it was complete
             group = Group(uid, *self._seam.prompt_of(uid), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
+        if fate == "filtered":
+            self._monitor.on_evicted(group)
         self._seam.on_group_left(group, fate)
 
 

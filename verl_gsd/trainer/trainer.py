@@ -51,6 +51,7 @@ from verl_gsd.trainer import estimator, replay
 from verl_gsd.trainer.batching import PADDING
 from verl_gsd.trainer.checkpoint_loading import weights_only
 from verl_gsd.trainer.data_loader import discard_foreign_sampler_state, replace_sampler
+from verl_gsd.trainer.evictions import Evictions
 from verl_gsd.trainer.finished import NOTHING_TO_DO, FinishedError, replace_agent_loops
 from verl_gsd.trainer.histograms import Histograms, table_is_due
 from verl_gsd.trainer.metrics import (
@@ -112,6 +113,7 @@ class GroupTrainer(PPOTrainer):
     is_finished = False  # under verl's ``main_ppo``: the run was finished before it was resumed, and nothing started
     _dumped_tags: dict[str, dict[str, Any]] | None = None  # by row key, while verl dumps a batch
     _held_out_labels: Sequence[int] = ()  # of the rows of the current validation
+    total_training_steps: int
     train_dataloader: Any
     val_dataloader: Any
     _rollout_moe_lb_metrics_accumulator: Any
@@ -152,12 +154,11 @@ class GroupTrainer(PPOTrainer):
         mark_failures(config, seconds_for_a_reward(config))
         obey_truncation(config)
         super().__init__(config)
+        batch_groups = config.data.train_batch_size // self.parameter_sync_step
         self.monitor.rewards = RewardMonitor.from_config(
-            config,
-            self.messages,
-            batch_groups=config.data.train_batch_size // self.parameter_sync_step,
-            overlaps=self.verl_mode != "sync",
+            config, self.messages, batch_groups=batch_groups, overlaps=self.verl_mode != "sync"
         )
+        self.monitor.evictions = Evictions(self.messages, batch_groups, lambda: self.global_steps)
 
     def init(self):
         self.monitor.start()
@@ -193,8 +194,7 @@ class GroupTrainer(PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
-        last = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
-        self.messages.write("steps", str(last))
+        self.messages.write("steps", str(self.total_training_steps))
         try:
             super().fit(agent_loop_manager)
         except Exception as error:
@@ -207,6 +207,27 @@ class GroupTrainer(PPOTrainer):
                     part.close()
                 except Exception:  # must not hide the error that ended the run
                     logger.exception("algorithm.gsd.%s could not be closed", name)
+
+    def _end_with_the_epochs(self) -> None:
+        """Let the last step be the last one of ``trainer.total_epochs``, if ``trainer.total_training_steps`` is later.
+
+        verl saves and validates at the end only if it reaches the latter. It would lose the steps since the last
+        checkpoint.
+        """
+        trainer, last = self.config.trainer, self.steps_per_epoch * self.config.trainer.total_epochs
+        if not 0 < last < self.total_training_steps:
+            return
+        self.messages.write(
+            "warning",
+            f"trainer.total_training_steps={self.total_training_steps}: trainer.total_epochs={trainer.total_epochs} "
+            f"of {self.steps_per_epoch} steps each end earlier, so that the run has {last} steps. For more, set a "
+            "larger trainer.total_epochs.",
+        )
+        self.total_training_steps = last
+        with open_dict(self.config):
+            for optimizer in ("actor_rollout_ref.actor.optim", "critic.optim"):
+                if optim := OmegaConf.select(self.config, optimizer):
+                    optim.total_training_steps = last * self.parameter_sync_step
 
     # Groups
 
@@ -230,6 +251,7 @@ class GroupTrainer(PPOTrainer):
         super()._init_dataloader()
         if problems := list(finished(self.config, self.steps_per_epoch)):  # the dataset may have dropped long prompts
             raise FinishedError("\n".join(problems))
+        self._end_with_the_epochs()
         self._unique_indices = indices_are_unique(self.train_dataset)
         self._settings = memory_settings(self.config) | {
             "prompts are known by": "data_source and index" if self._unique_indices else "data_source and text",

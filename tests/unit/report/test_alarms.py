@@ -75,6 +75,40 @@ def test_a_fault_in_one_of_two_data_sources_is_found_and_the_source_is_named(ala
         assert " of maths1 " in finding.text and " of maths " not in finding.text
 
 
+def mixture(rng, size):
+    """Solve rates of prompts of which four fifths are nearly never solved. No Beta law fits them."""
+    return np.where(rng.random(size) < 0.8, rng.beta(1.0, 60.0, size), rng.beta(8.0, 2.0, size))
+
+
+@pytest.mark.parametrize(
+    ("law", "scenario"),
+    [
+        ((0.2, 4.0), {"prompts": 500, "size": 4, "batch": 64, "steps": 80}),
+        ((3.0, 60.0), {"prompts": 200, "steps": 100}),
+        ((1.0, 9.0), {"prompts": 300, "size": 4, "batch": 64, "steps": 80}),
+        (None, {"prompts": 4000, "batch": 128}),
+    ],
+)
+def test_hard_prompts_that_had_right_responses_are_not_taken_for_a_noisy_verifier(alarms, law, scenario):
+    """They were lucky. A prediction from earlier responses under a wrong law found these runs in nearly all cases."""
+    for seed in range(3):
+        rng = np.random.default_rng([10, seed])
+        of = alarms.draw(alarms.Scenario(**scenario | ({} if law is None else {"law": law})), rng)
+        if law is None:
+            of.solve_rates = mixture(rng, of.scenario.prompts)[of.prompt]
+        assert list(alarms.finders()["noisy"](step_table(alarms.run_of(of)), of.config)) == []
+
+
+@pytest.mark.parametrize(("law", "share"), [((1.0, 1.0), 0.2), ((1.0, 3.0), 0.2), ((1.0, 9.0), 0.3)])
+def test_a_verifier_that_fails_for_whole_groups_is_found(alarms, law, share):
+    for seed in range(3):
+        rng = np.random.default_rng([11, seed])
+        of = alarms.draw(alarms.Scenario(law=law, prompts=1000, batch=64, steps=120), rng)
+        of.solve_rates[of.late][rng.random(of.prompt[of.late].shape) < share] = 0
+        (finding,) = alarms.finders()["noisy"](step_table(alarms.run_of(of)), of.config)
+        assert "had no right response" in finding.text
+
+
 @pytest.mark.parametrize(("seed", "end", "found"), [*((seed, 0.6, False) for seed in (3, 23, 28, 33)), (3, 0.34, True)])
 def test_the_noise_of_one_of_many_sources_makes_no_collapse_of_lengths_that_fall_in_all(alarms, seed, end, found):
     """With eight sources of two groups per step, the highest level of some source is far above its mean."""

@@ -277,11 +277,9 @@ def slow_step_table(table):
             ),
             "likely_groups": len(likely),
             "likely_silent": sum(row["kind"] != "mixed" for row in likely),
-            "likely_predicted": sum(
-                max(row["silent_predicted"], predicted_by_all_visits(row, table.to_pylist())) for row in likely
-            ),
+            "likely_predicted": sum(silent_given_total(row, table.to_pylist()) for row in likely),
             "likely_wrong": sum(row["kind"] not in ("mixed", "all_right") for row in likely),
-            "likely_wrong_predicted": sum(predicted_wrong(row, table.to_pylist()) for row in likely),
+            "likely_wrong_predicted": sum(wrong_given_total(row, table.to_pylist()) for row in likely),
             **{f"rollouts_{use}": uses[use] for use in USES},
             # Columns of data sources alone.
             "unverified": ratio(sum(row["unverified"] for row in reported), sum(row["total"] for row in reported)),
@@ -311,10 +309,29 @@ def earlier_counts(row, rows):
 
 
 def is_likely_mixed(row, rows):
-    right, total = earlier_counts(row, rows)
-    if not row["size"] or not 0 < right < total:
+    correct, earlier = earlier_counts(row, rows)
+    if not (row["size"] and earlier and row["total"] == row["size"]) or (correct + row["correct"]) % 1:
         return False
-    return max(row["silent_predicted"], predicted_by_all_visits(row, rows)) < 0.5
+    return silent_given_total(row, rows) < 0.5
+
+
+def ways_of(row, rows):
+    """Of the ways to choose which responses to the prompt are right: those without one in this group, those with all of
+    this group, and all."""
+    correct, earlier = earlier_counts(row, rows)
+    right = int(correct + row["correct"])
+    every = math.comb(earlier, right - row["size"]) if right >= row["size"] else 0
+    return math.comb(earlier, right), every, math.comb(earlier + row["size"], right)
+
+
+def silent_given_total(row, rows):
+    none, every, ways = ways_of(row, rows)
+    return (none + every) / ways
+
+
+def wrong_given_total(row, rows):
+    none, _, ways = ways_of(row, rows)
+    return none / ways
 
 
 def predicted_by_all_visits(row, rows):
@@ -326,14 +343,6 @@ def predicted_by_all_visits(row, rows):
     for first, other in ((a, b), (b, a)):  # one factor per response, by the rule of succession
         silent += math.prod((first + drawn) / (first + other + drawn) for drawn in range(row["size"]))
     return silent
-
-
-def predicted_wrong(row, rows):
-    """The part of the larger prediction that is of groups without a right response, as without forgetting."""
-    right, total = earlier_counts(row, rows)
-    a, b, by_all = 0.5 + right, 0.5 + total - right, predicted_by_all_visits(row, rows)
-    wrong = math.prod((b + drawn) / (a + b + drawn) for drawn in range(row["size"]))
-    return max(row["silent_predicted"], by_all) * wrong / by_all
 
 
 def pass_at_k_by_subsets(rows, k):

@@ -64,6 +64,7 @@ def seen(groups, wrong, predicted, right=0.0):
 def expecting(expected, observed, **further):
     """A budget expects this share of the groups to be mixed."""
     columns = {"budget__share__known": 1, "budget__mixed__expected": expected, "mixed": observed}
+    columns |= {"all_wrong": 0.0, "all_right": 1 - observed}
     return table(**columns | {"seen_silent": 1 - observed, "seen_predicted": 1 - expected} | further)
 
 
@@ -219,11 +220,25 @@ FIRES = [
     (gvpo.strong_pull, table(gvpo__pull_over_push=5), {}, "policy_loss.beta"),
     (rollouts.wrong_rates, expecting(0.7, 0.4), {}, "budget=uniform"),
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.55), HALF_LIFE, "half_life=200"),
+    (
+        rollouts.wrong_rates,
+        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.36, all_right=0.4, all_wrong=0.2),
+        HALF_LIFE,
+        "half_life=200",
+    ),
+    (
+        rollouts.wrong_rates,
+        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.36, all_right=0.1, all_wrong=0.5),
+        HALF_LIFE,
+        "budget.prior=",
+    ),
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.1), HALF_LIFE, "half_life=50"),
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.3), HALF_LIFE, "half_life=50"),
     (
         rollouts.wrong_rates,
-        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.4, seen_predicted_by_law=0.58),
+        expecting(
+            0.7, 0.4, seen_predicted_without_forgetting=0.3, seen_predicted_by_law=0.58, all_right=0.1, all_wrong=0.5
+        ),
         HALF_LIFE,
         "budget.prior=",
     ),
@@ -263,6 +278,8 @@ QUIET = [
     (groups.noisy, seen(600, 0.06, 0.11, right=0.36), {}),  # a policy that learns, measured in the laboratory
     (groups.noisy, seen(600, 0.0, 0.1, right=0.9), {}),
     (groups.noisy, seen(105, 0.40, 0.24), {}),
+    (groups.noisy, seen(600, 0.5, 0.1), HALF_LIFE),  # under a budget, earlier responses decide the sizes of groups
+    (groups.noisy, seen(600, 0.5, 0.1), {"algorithm.gsd.sampler.explore": 0.1}),
     (groups.alone, table(alone=0.01), {}),
     (groups.alone, table(alone=1.0), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
     (groups.silent, table(silent=1.0, all_wrong=0.5, all_right=0.5), {"actor_rollout_ref.rollout.n": 1}),

@@ -10,7 +10,7 @@ import numpy as np
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS
 from verl_gsd.estimators import ESTIMATOR, has_group_baseline
 from verl_gsd.extension import ROLLOUTS
-from verl_gsd.report.extensions import remedies
+from verl_gsd.report.extensions import in_report_order, remedies, takes_part
 from verl_gsd.report.findings.finding import (
     KL_IN_REWARD,
     THRESHOLDS,
@@ -178,20 +178,22 @@ def _is_graded(config: Mapping[str, Any]) -> bool:
 
 
 def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """More groups are silent than earlier visits to their prompts predict.
+    """More groups are silent than the numbers of right responses to their prompts explain.
 
-    This compares only groups that are likely to be mixed (``likely_groups`` of ``steps.step_table``), also under the
-    law of solve rates in the run's own data. A policy that learns makes such groups all right, and nothing is wrong
-    with that. Therefore only groups without a right response are compared with their prediction. The standard error is
-    that of the same number of independent groups. Each data source is looked at, too: its verifier may fail alone.
+    Given these numbers, the probability of a silent group needs no law of solve rates (``steps._given_totals``). A
+    policy that learns makes groups all right, and nothing is wrong with that. Therefore only groups without a right
+    response are compared with their expectation. The standard error is that of independent groups. Each data source is
+    looked at, too: its verifier may fail alone. A run whose budget or sampler follows earlier responses is left out.
     """
+    if any(declaration.follows_responses and takes_part(declaration, config) for declaration in in_report_order()):
+        return
     sources = sources_of(table)
     parts = [(None, 1), *((source, len(sources)) for source in sources)]
     sentences = [sentence for part in parts if (sentence := _unpredicted(table, *part))]
     if sentences:
         temperature = numeric_value(config, _TEMPERATURE)
         yield Finding(
-            "More groups are silent than earlier visits to their prompts predict",
+            "More groups are silent than the visits to their prompts explain",
             f"{about_sources(sentences)} Learning does not explain groups without a right response. Possible causes: "
             "responses to one prompt depend on each other (a low temperature, shared seeds); the verifier fails for "
             "whole groups (timeouts, answers that it cannot parse); or the policy has changed much since the last "
@@ -204,7 +206,7 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _unpredicted(table: Columns, source: str | None, n_parts: int) -> str | None:
-    """A sentence if more groups have no right response than predicted, of one data source or of all; else None."""
+    """A sentence if more groups have no right response than expected, of one data source or of all; else None."""
     groups, silent, predicted, wrong, wrong_predicted, variance = (
         float(np.nansum(column(table, name if source is None else source_column(name, source))))
         for name in (
@@ -218,7 +220,7 @@ def _unpredicted(table: Columns, source: str | None, n_parts: int) -> str | None
         return None
     of = "" if source is None else f" of {source}"
     return (
-        f"{groups:.0f} groups{of} were expected to be mixed, because responses to their prompts differed before. "
+        f"{groups:.0f} groups{of} were likely to be mixed, by the right responses to their prompts so far. "
         f"{percent(silent / groups)} of them were silent, and {percent(predicted / groups)} were expected. "
         f"{percent(wrong / groups)} had no right response, and {percent(wrong_predicted / groups)} were expected."
     )

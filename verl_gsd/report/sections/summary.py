@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from verl_gsd.charts import Notice, Section, Table
+from verl_gsd.errors import OUR_MODES
 from verl_gsd.report.chart_data import first_and_last_fifth
 from verl_gsd.report.charts import MAX_DOTS
 from verl_gsd.report.findings import THRESHOLDS, collect_findings
@@ -25,9 +27,22 @@ _CHECKS_OF_CHANGES = {
     "whether the verdicts of the verifier shift at once": SHIFT_STEPS,
     "whether the loss oscillates": THRESHOLDS.oscillation_steps,
 }
+_MODE = "trainer.v1.trainer_mode"
 #: Headers of the table of runs.
 _ROLLOUTS = "accuracy of rollouts, first to last fifth"
 _HELD_OUT = "held out, first to last"
+
+
+def _without_records(prefix: str, config: Mapping[str, Any]) -> Notice:
+    """Why a run has no records of groups, and what to set if that is the trainer mode."""
+    title, text = f"{prefix}the run has no records of groups", "Most findings are based on records."
+    if str(config.get(_MODE)) in OUR_MODES.values():
+        return Notice(title, f"{text} The run writes them at the end of each step, so no step has ended yet.")
+    return Notice(
+        title,
+        f"{text} They are therefore missing here. Trainer modes of verl-gsd write records.",
+        (f"{_MODE}=gsd_sync  # or gsd_colocate_async, gsd_separate_async",),
+    )
 
 
 def findings_section(views: Views) -> Section:
@@ -41,14 +56,7 @@ def findings_section(views: Views) -> Section:
         ]
         notices += [Notice(f"{prefix}left out: {reason}") for reason in view.run.left_out()]
         if not len(view.run.records):
-            notices.append(
-                Notice(
-                    f"{prefix}the run has no records of groups",
-                    "Most findings are based on records and are therefore missing here. Trainer modes of verl-gsd "
-                    "write records.",
-                    ("trainer.v1.trainer_mode=gsd_sync  # or gsd_colocate_async, gsd_separate_async",),
-                )
-            )
+            notices.append(_without_records(prefix, view.run.config))
     text = (
         f"Problems in the last {THRESHOLDS.window} steps, or in the last third of a run with fewer than "
         f"{3 * THRESHOLDS.window} steps, and the settings that help."
