@@ -24,6 +24,20 @@ def test_verls_config_has_the_keys_that_our_files_set():
     assert (broken.assumption, broken.problem) == (gone, "verl's config does not have this key")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.train_max_samples",
+        "trainer.max_actor_ckpt_to_keep",
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+        "actor_rollout_ref.actor.ppo_epochs",
+    ],
+)
+def test_keys_that_our_code_reads_are_assumptions(key):
+    """Without them, a command would end with a ConfigAttributeError of OmegaConf."""
+    assert key in {assumption.path for assumption in KEYS}
+
+
 def test_the_command_says_so():
     done = CliRunner().invoke(app, ["contract"])
     assert done.exit_code == 0, done.output

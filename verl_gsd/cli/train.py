@@ -263,6 +263,7 @@ def _line_to_resume(line: Line) -> Line:
     from verl_gsd.run.kept_settings import settings_of_state
     from verl_gsd.run.own_data import sizes_of_run
     from verl_gsd.run.trust import real_run, stored_words
+    from verl_gsd.run.void_words import void_words
     from verl_gsd.rundir import RunDirectory
 
     assert line.resume is not None
@@ -298,6 +299,10 @@ def _line_to_resume(line: Line) -> Line:
     for key in line.keys:
         if key.startswith("trainer.resume_"):
             raise ConfigError(f"{key}: conflicts with resume=. Remove it, or set resume=RUN/global_step_N.")
+    for word in (void := void_words(stored, line)):
+        text = f"note: {word} of the run to resume is left out: with the words of this line, it has no effect"
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+    stored = [word for word in stored if word not in void]
     resumed = parse_line([*stored, *line.words_given, f"resume={run.path}"])
     kept = settings_of_state(resumed, loaded) if loaded is not None and not _starts_fresh(line) else []
     if kept:

@@ -7,7 +7,8 @@ Most assumptions are read from our own source, so that the list is complete:
 - every attribute of ``self`` that our subclasses of verl's classes use and do not define;
 - every abstract method of a class of verl that we implement;
 - every module of verl in which the plugin has a hook;
-- every key of verl's config that our YAML files set. Hydra accepts unknown keys from a file, and nothing reads them.
+- every key of verl's config that our YAML files set. Hydra accepts unknown keys from a file, and nothing reads them;
+- every key of verl's config that our code reads as an attribute. A missing one is an error in the middle of a command.
 
 ``PATCHED`` lists what the patches replace or read, because they reach it through objects. Names and parameters are
 compared in the source (``verl_source.py``). What verl's code does is tested by ``tests/contract``.
@@ -31,6 +32,7 @@ import verl_gsd
 from verl_gsd import config as groups
 from verl_gsd.dotted_keys import dotted_items
 from verl_gsd.run.compose import VERL_CONFIG_NAME
+from verl_gsd.run.config_reads import read_keys
 from verl_gsd.run.verl_source import Module, PackageSource, Parameters, bound_names, installed
 
 #: The packages that the assumptions are about.
@@ -171,12 +173,14 @@ _NOT_VERLS = (
     "ray_kwargs.ray_init",
 )
 _OPEN = ("override_config", "engine_kwargs", "mixed_precision")
+#: The sections of verl's config that our code reads. What else it calls a config begins with other names.
+_SECTIONS = ("actor_rollout_ref", "algorithm", "critic", "data", "ray_kwargs", "reward", "trainer")
 #: Keys that verl reads but does not list in its YAML files.
 _UNLISTED = ("actor_rollout_ref.rollout.enable_sleep_mode",)
 
 
 def config_keys() -> list[Assumption]:
-    """Every key of verl's config that our YAML files set, once, with the first file that sets it.
+    """Every key of verl's config that our YAML files set or our code reads, once, with the first file that does.
 
     Recipes are left out, because they refer to files of other groups.
     """
@@ -187,6 +191,11 @@ def config_keys() -> list[Assumption]:
             for key, _ in dotted_items(content):
                 if _is_verls(key):
                     keys.setdefault(key, Assumption(f"config/{group}/{name}.yaml", CONFIG, key))
+    package = Path(verl_gsd.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        for key in sorted(read_keys(ast.parse(file.read_text(encoding="utf-8")))):
+            if key.partition(".")[0] in _SECTIONS and _is_verls(key):
+                keys.setdefault(key, Assumption(str(file.relative_to(package)), CONFIG, key))
     return list(keys.values())
 
 

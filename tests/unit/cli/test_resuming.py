@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from datetime import datetime
 
 import pyarrow as pa
@@ -179,6 +180,43 @@ def test_a_resume_that_only_validates_does_not_stay(run):
     store(run, [*LINE, "trainer.val_only=true"])
     _, config = train._compose([f"resume={run.path}"])
     assert config.trainer.val_only is False
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "left_out"),
+    [
+        (
+            ["algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc"],
+            ["algorithm.filter_groups.enable=false"],
+            ["algorithm.filter_groups.metric=acc"],
+        ),
+        (["algorithm.gsd.eps=1e-4"], ["algorithm.gsd.alpha=0"], ["algorithm.gsd.eps=1e-4"]),
+        (["algorithm.gsd.eps=1e-4"], ["trainer.total_training_steps=20"], []),
+        (["algorithm.gsd.eps=1e-4"], [], []),
+    ],
+)
+def test_new_words_can_switch_off_what_a_run_was_started_with(run, capsys, stored, words, left_out):
+    """A report advises such words one after the other."""
+    store(run, [*LINE, *stored])
+    assert not [text for text in problems(run, *words) if "does nothing" in text]
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "is left out" in line] == [
+        f"note: {word} of the run to resume is left out: with the words of this line, it has no effect"
+        for word in left_out
+    ]
+
+
+def test_a_new_word_without_an_effect_is_still_rejected(run):
+    store(run, [*LINE, "algorithm.gsd.eps=1e-4"])
+    found = problems(run, "algorithm.gsd.alpha=0", "algorithm.gsd.ddof=0")
+    assert [text.partition(" ")[0] for text in found if "does nothing" in text] == ["algorithm.gsd.ddof=0"]
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_is_told_how_often_to_save(run):
+    for path in [*run.path.glob("global_step_*"), run.marker]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ConfigError, match=r"trainer\.save_freq above 0 and not above the step at which"):
+        train._compose([f"resume={run.path}"])
 
 
 def test_a_folder_without_a_checkpoint_is_not_offered_to_be_resumed(run):

@@ -10,7 +10,7 @@ import report_runs
 from verl_gsd.report.build import read_runs
 from verl_gsd.report.findings import collect_findings
 from verl_gsd.report.sections.policy import accuracy
-from verl_gsd.report.sections.summary import findings_section, runs_section
+from verl_gsd.report.sections.summary import _without_records, findings_section, runs_section
 from verl_gsd.report.sections.view import RunView
 from verl_gsd.report.steps import source_column, sources_of, step_table
 
@@ -291,3 +291,12 @@ def test_a_source_of_few_groups_is_not_compared(tmp_path):
     assert table[source_column("reward", "code")] == pytest.approx(mean)
     assert table[source_column("reward_spread", "code")] == pytest.approx(np.sqrt(mean * (1 - mean)))
     assert table[source_column("unrated", "code")] == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "advised"), [("sync", True), ("gsd_sync", False), ("gsd_separate_async", False), (None, True)]
+)
+def test_a_run_whose_first_step_has_not_ended_is_not_told_to_set_the_mode_that_it_has(mode, advised):
+    notice = _without_records("", {} if mode is None else {"trainer.v1.trainer_mode": mode})
+    assert bool(notice.overrides) is advised
+    assert ("no step has ended yet" in notice.text) is not advised

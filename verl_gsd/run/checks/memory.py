@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_gsd.planning.footprint import AWAKE, REWARD_AWAKE, TIGHT, TOO_MUCH, Footprint
 from verl_gsd.planning.memory import Shape, kv_cache_gib, weights_gib
-from verl_gsd.run.checks.parallelism import attention_of, sequence_parallel
+from verl_gsd.run.checks.parallelism import attention_of, sequence_parallel, sequence_parallel_key
 from verl_gsd.run.cluster_lock import accelerators, separate_accelerators
 from verl_gsd.run.compose import Line
 from verl_gsd.run.footprint import (
@@ -87,7 +87,8 @@ def _check_heads(config: DictConfig, shape: Shape) -> Iterator[str]:
     sections, gpus = config.actor_rollout_ref, config.trainer.n_gpus_per_node
     sizes = {f"{_ROLLOUT}.tensor_model_parallel_size": sections.rollout.tensor_model_parallel_size}
     if sections.actor.strategy in ("fsdp", "fsdp2"):
-        sizes[f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size"] = sequence_parallel(sections.actor)
+        key, size = sequence_parallel_key(sections.actor)
+        sizes[f"{_ACTOR}.{key}"] = size
     for key, size in sizes.items():
         if not shape.divides_into(size):
             possible = [str(other) for other in range(1, gpus + 1) if gpus % other == 0 and shape.divides_into(other)]

@@ -20,12 +20,24 @@ ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 CRITIC_ATTENTION = "critic.model.override_config.attn_implementation"
 
 
+_ULYSSES = "ulysses_sequence_parallel_size"
+
+
 def sequence_parallel(actor: DictConfig) -> int:
-    """The number of workers over which verl splits a sequence: Ulysses (current or deprecated key), or Megatron's."""
-    ulysses = ["fsdp_config.ulysses_sequence_parallel_size", "ulysses_sequence_parallel_size"]
-    keys = ["megatron.context_parallel_size"] if actor.strategy == "megatron" else ulysses
-    sizes = [OmegaConf.select(actor, key) for key in keys]
-    return max([1, *(size for size in sizes if isinstance(size, int))])
+    """The number of workers over which verl splits a sequence: Ulysses (either of its two keys), or Megatron's."""
+    return sequence_parallel_key(actor)[1]
+
+
+def sequence_parallel_key(actor: DictConfig) -> tuple[str, int]:
+    """(key, value): the key of the section that decides ``sequence_parallel``.
+
+    verl copies the section's own size over that of ``fsdp_config`` if it is above 1.
+    """
+    megatron, own, of_engine = "megatron.context_parallel_size", _ULYSSES, f"fsdp_config.{_ULYSSES}"
+    sizes = {key: OmegaConf.select(actor, key) for key in (megatron, own, of_engine)}
+    whole = {key: size if isinstance(size, int) else 1 for key, size in sizes.items()}
+    key = megatron if actor.strategy == "megatron" else own if whole[own] > 1 else of_engine
+    return key, max(1, whole[key])
 
 
 def attention_of(config: DictConfig) -> str:
@@ -45,10 +57,10 @@ def check_attention(config: DictConfig, line: Line) -> Iterator[str]:
     actor, attention = config.actor_rollout_ref.actor, attention_of(config)
     if actor.strategy not in ("fsdp", "fsdp2") or sequence_parallel(actor) < 2 or "flash" in attention:
         return
+    key, size = sequence_parallel_key(actor)
     yield (
-        f"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size={sequence_parallel(actor)}: verl splits "
-        f"sequences over GPUs only with flash-attn, but the run uses {ATTENTION}={attention}. Set the size to 1, or "
-        "install flash-attn on the machines that train."
+        f"actor_rollout_ref.actor.{key}={size}: verl splits sequences over GPUs only with flash-attn, but the run uses "
+        f"{ATTENTION}={attention}. Set the size to 1, or install flash-attn on the machines that train."
     )
 
 

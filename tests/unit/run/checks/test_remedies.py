@@ -52,6 +52,7 @@ ATTENTION, ULYSSES = (
     f"{MODEL}.override_config.attn_implementation",
     f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
 )
+OWN_ULYSSES = f"{ACTOR}.ulysses_sequence_parallel_size"
 EXPERT = f"algo=dagrpo_anchors {TRAIN}={{files}}/a.parquet {DAGRPO}.demonstrations.source=expert"
 SEVEN = "recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g"
 POOL = f"{REWARDS}.enable_resource_pool=true {REWARDS}.nnodes=1 {REWARDS}.n_gpus_per_node=1 {REWARDS}.rollout.name=vllm"
@@ -216,6 +217,7 @@ CASES = [
         "do not divide among",
         [f"{ROLLOUT}.tensor_model_parallel_size=4"],
     ),
+    (f"{SEVEN} {ATTENTION}=flash_attention_2 {OWN_ULYSSES}=8", "do not divide among", [f"{OWN_ULYSSES}=4"]),
     (f"{SEVEN} {ATTENTION}=flash_attention_2 {ULYSSES}=8", "do not divide among", [f"{ULYSSES}=4"]),
     (
         f"{SEVEN} {ROLLOUT}.max_model_len=8192",

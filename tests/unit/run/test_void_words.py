@@ -1,0 +1,28 @@
+"""Stored words that have no place in the config of a resume's new words."""
+
+import pytest
+
+from verl_gsd.run.compose import parse_line
+from verl_gsd.run.void_words import void_words
+
+LINE = ["task=arithmetic", "hardware=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "void"),
+    [
+        (["algo=grpo", "budget=adaptive", "algorithm.gsd.budget.half_life=200"], ["budget=uniform"], [2]),
+        (["algo=grpo", "sampler=disagreement", "algorithm.gsd.sampler.explore=0.2"], ["sampler=uniform"], [2]),
+        (["algo=hadw", "algorithm.gsd.hadw.preset=hard", "trainer.total_epochs=3"], ["algo=grpo"], [1]),
+        (["algo=hadw", "+algorithm.gsd.hadw.preset=hard"], ["trainer.total_epochs=3"], []),
+        (["algo=dapo", "algorithm.filter_groups.metric=acc"], ["algorithm.filter_groups.enable=false"], [1]),
+    ],
+)
+def test_words_of_sections_that_the_new_words_remove_are_void(stored, given, void):
+    line = parse_line(["resume=/run", *given])
+    assert void_words([*stored, *LINE], line) == [stored[index] for index in void]
+
+
+def test_a_new_word_for_a_key_that_does_not_exist_makes_nothing_void():
+    line = parse_line(["resume=/run", "algorithm.gsd.alhpa=1"])
+    assert void_words(["algo=grpo", *LINE, "algorithm.gsd.eps=1e-4"], line) == []
