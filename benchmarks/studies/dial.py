@@ -8,6 +8,9 @@ _ROLLOUTS = {
     "sampler": ("sampler=disagreement",),
     "budget_sampler": ("budget=adaptive", "sampler=disagreement"),
 }
+#: 60 steps visit 1,440 of the 2,560 prompts once, so that nothing is known of a prompt when it is visited. Of 480
+#: prompts, each is visited three times.
+_FEW = "data.train_max_samples=480"
 
 STUDY = Study(
     name="dial",
@@ -15,11 +18,12 @@ STUDY = Study(
     hypothesis=(
         "GSD says that alpha moves the gradient from prompts of middle difficulty (low alpha) to hard and easy ones "
         "(high alpha). Then low alphas gain on middle levels, high ones on hard levels, and the sums differ little. "
-        "A budget and a sampler that follow disagreement should need fewer tokens for the same accuracy."
+        "A budget and a sampler that follow disagreement should need fewer tokens for the same accuracy, where a prompt "
+        "is visited several times."
     ),
     measure=(
         "Exact held-out accuracy, averaged over the second half of a budget of tokens. Differences to alpha = 1 with "
-        "uniform rollouts, paired by seed."
+        "uniform rollouts, and in the arms with 480 prompts to uniform rollouts of these, paired by seed."
     ),
     tuning=(
         "Per alpha, but for those of the study methods, on two seeds of their own: 6e-5, 1.2e-4 and 2.4e-4, then by "
@@ -35,6 +39,10 @@ STUDY = Study(
         Arm("alpha_0.5", ("algo=gsd",), Tuned("methods", "gsd_0.5")),
         *(Arm(f"alpha_{alpha:g}", ("algo=gsd", f"algorithm.gsd.alpha={alpha}")) for alpha in _ALPHAS),
         *(Arm(name, ("algo=grpo", *words), Tuned("methods", "grpo")) for name, words in _ROLLOUTS.items()),
+        *(
+            Arm(f"{name}_480", ("algo=grpo", _FEW, *words), Tuned("methods", "grpo"), against="uniform_480")
+            for name, words in ({"uniform": ()} | _ROLLOUTS).items()
+        ),
     ),
     rates=(6e-5, 1.2e-4, 2.4e-4),
 )

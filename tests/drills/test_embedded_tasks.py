@@ -1,4 +1,4 @@
-"""How often the warm-started policies of the embedded tasks are right, which needs the whole warm start.
+"""How often the warm-started policies of the embedded tasks are right.
 
 A solve rate is exact here: it is the probability that the policy generates the tokens of the answer and then ends.
 """
@@ -13,15 +13,17 @@ import torch
 from running import verl_gsd
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from verl_gsd.tasks import embedded
 from verl_gsd.tasks.arithmetic_graded import TOLERANCE, compute_score
 
 
 class MadeTask:
-    """A task in the cache: its policy, its training prompts and their answers."""
+    """A task in the cache or in ``folder``: its policy, its training prompts and their answers."""
 
-    def __init__(self, name, prompts=None):
-        assert verl_gsd("prepare", name).returncode == 0
-        folder = Path(os.environ["VERL_GSD_CACHE"]) / name
+    def __init__(self, name, prompts=None, folder=None):
+        if folder is None:
+            assert verl_gsd("prepare", name).returncode == 0
+            folder = Path(os.environ["VERL_GSD_CACHE"]) / name
         self.model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
         rows = pq.read_table(folder / "train.parquet").to_pylist()[:prompts]  # shuffled
@@ -72,3 +74,13 @@ def test_groups_of_arithmetic_graded_have_several_rewards_and_few_are_silent():
     silent, silent_if_binary = (shares**8).sum(1), exact**8 + (1 - exact) ** 8
     assert silent.mean() < 0.1 < silent_if_binary.mean(), (silent.mean(), silent_if_binary.mean())
     assert (1 - (1 - shares) ** 8).sum(1).mean() > 2.8, "distinct rewards in a group of 8"
+
+
+@pytest.mark.minutes(3)
+def test_a_warm_start_on_this_machine_is_about_as_good_as_that_of_the_package(tmp_path, monkeypatch):
+    """Processors round in different ways, so that the two differ. Those of two machines differed by 0.025."""
+    packaged = MadeTask("arithmetic")
+    monkeypatch.setattr(embedded, "STARTS", tmp_path)
+    own = MadeTask("arithmetic", folder=embedded.ensure(tmp_path / "task"))
+    difference = own.probabilities(own.answers).mean() - packaged.probabilities(packaged.answers).mean()
+    assert abs(difference) < 0.06, difference
