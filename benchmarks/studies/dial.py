@@ -18,8 +18,8 @@ STUDY = Study(
     hypothesis=(
         "GSD says that alpha moves the gradient from prompts of middle difficulty (low alpha) to hard and easy ones "
         "(high alpha). Then low alphas gain on middle levels, high ones on hard levels, and the sums differ little. "
-        "A budget and a sampler that follow disagreement should need fewer tokens for the same accuracy, where a prompt "
-        "is visited several times."
+        "Where prompts are visited several times, a budget and a sampler that follow disagreement should need fewer "
+        "tokens for the same accuracy."
     ),
     measure=(
         "Exact held-out accuracy, averaged over the second half of a budget of tokens. Differences to alpha = 1 with "

@@ -64,7 +64,7 @@ def step_table(run: RunData) -> Columns:
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
       predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_law``: the same under the
-      law of the data source's own solve rates, where it predicts more.
+      law of the data source's own solve rates, if its first visits tell one.
     - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed, given how many of all
       responses to their prompt so far were right: their number, how many are all right or all wrong, and the
       expectation. ``likely_wrong{,_predicted,_variance}``: how many of these have no right response, the expectation of
