@@ -280,7 +280,6 @@ QUIET = [
     (groups.noisy, seen(105, 0.40, 0.24), {}),
     (groups.noisy, seen(600, 0.5, 0.1), HALF_LIFE),  # under a budget, earlier responses decide the sizes of groups
     (groups.noisy, seen(600, 0.5, 0.1), {"algorithm.gsd.sampler.explore": 0.1}),
-    (groups.noisy, seen(600, 0.5, 0.1), {"data.sampler.class_path": "pkg://mine"}),  # it may follow responses, too
     (groups.alone, table(alone=0.01), {}),
     (groups.alone, table(alone=1.0), {"algorithm.adv_estimator": "reinforce_plus_plus"}),
     (groups.silent, table(silent=1.0, all_wrong=0.5, all_right=0.5), {"actor_rollout_ref.rollout.n": 1}),

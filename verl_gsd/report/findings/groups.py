@@ -33,7 +33,6 @@ from verl_gsd.rundir import SIZES_IN_DATA
 
 _GROUP_SIZE = "actor_rollout_ref.rollout.n"
 _TEMPERATURE = "actor_rollout_ref.rollout.temperature"
-_SAMPLER = "data.sampler.class_path"
 _DYNAMIC_SAMPLING = "algorithm.filter_groups.enable"
 _REPLACE_FAILED = "trainer.v1.sampler.sync_refill_failed_groups"
 _MODE = "trainer.v1.trainer_mode"
@@ -184,11 +183,9 @@ def noisy(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     Given these numbers, the probability of a silent group needs no law of solve rates (``steps._given_totals``). A
     policy that learns makes groups all right, and nothing is wrong with that. Therefore only groups without a right
     response are compared with their expectation. The standard error is that of independent groups. Each data source is
-    looked at, too: its verifier may fail alone. A run whose budget or sampler follows earlier responses is left out,
-    and one with a sampler of the user's, which may.
+    looked at, too: its verifier may fail alone. A run whose budget or sampler follows earlier responses is left out.
     """
-    follows = any(declared.follows_responses and takes_part(declared, config) for declared in in_report_order())
-    if follows or config.get(_SAMPLER) is not None:
+    if any(declared.follows_responses and takes_part(declared, config) for declared in in_report_order()):
         return
     sources = sources_of(table)
     parts = [(None, 1), *((source, len(sources)) for source in sources)]
