@@ -351,6 +351,8 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
 
 def _padded_steps(config: DictConfig) -> Iterator[str]:
     """Say so if a step does not consist of whole mini-batches, because verl then adds rows of padding."""
+    if any(declaration.counts_groups for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd"))):
+        return  # such an extension decides which rows a mini-batch has, and pads them itself
     actor, data, modes = config.actor_rollout_ref.actor, config.data, config.trainer.v1
     mode = str(modes.trainer_mode).removeprefix("gsd_")
     parts, mini = (modes.get(mode) or {}).get("parameter_sync_step", 1), actor.ppo_mini_batch_size
@@ -361,12 +363,15 @@ def _padded_steps(config: DictConfig) -> Iterator[str]:
     step = "step" if parts == 1 else f"part of a step (trainer.v1.{mode}.parameter_sync_step={parts})"
     counts = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode) == "responses"
     effect = " The loss is divided by the number of responses, and these rows count." if counts else ""
-    whole = next(size for size in range(min(prompts, mini), 0, -1) if prompts % size == 0)
+    # The rows of a mini-batch also have to divide among the workers.
+    gpus, size = config.trainer.nnodes * config.trainer.n_gpus_per_node, config.actor_rollout_ref.rollout.n
+    wholes = [n for n in range(1, min(prompts, mini) + 1) if prompts % n == 0 and n * size % gpus == 0]
+    remedies = [f"actor_rollout_ref.actor.ppo_mini_batch_size={max(wholes)}"] if wholes else []
+    remedies.append(f"data.train_batch_size={max(1, prompts // mini) * mini * parts}")
     yield (
         f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with data.train_batch_size={data.train_batch_size}: each "
         f"{step} has {prompts} prompts, which are no whole mini-batches. verl adds rows of padding for {padding} "
-        f"prompts, which have no loss.{effect} Set actor_rollout_ref.actor.ppo_mini_batch_size={whole}, or "
-        f"data.train_batch_size={max(1, prompts // mini) * mini * parts}."
+        f"prompts, which have no loss.{effect} Set {', or '.join(remedies)}."
     )
 
 

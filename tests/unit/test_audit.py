@@ -203,6 +203,20 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
             r"has 100 prompts.*padding for 28 prompts.*these rows count.*batch_size=50, or .*batch_size=64\.",
         ),
         (
+            [
+                *["algo=grpo", "data.train_batch_size=100", f"{ACTOR}.ppo_mini_batch_size=32", f"{ROLLOUT}.n=4"],
+                "trainer.n_gpus_per_node=8",
+            ],
+            r"padding for 28 prompts.*batch_size=20, or .*batch_size=96\.",
+        ),
+        (
+            [
+                *["algo=grpo", "data.train_batch_size=101", f"{ACTOR}.ppo_mini_batch_size=32", f"{ROLLOUT}.n=4"],
+                "trainer.n_gpus_per_node=8",
+            ],
+            r"these rows count\. Set data\.train_batch_size=96\.",
+        ),
+        (
             ["algo=dapo", "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=256"],
             r"has 64 prompts.*padding for 192 prompts, which have no loss\. Set .*batch_size=64, or .*batch_size=256\.",
         ),
@@ -220,6 +234,11 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
 )
 def test_contradictions_are_named_with_what_to_write(audited, words, warning):
     assert len([text for text in audited(*words).warnings if re.search(warning, text)]) == 1
+
+
+def test_an_algorithm_that_places_its_own_groups_has_no_rows_of_verls_padding(audited):
+    for words in (["data.train_batch_size=30"], ["data.train_batch_size=24", f"{ACTOR}.ppo_mini_batch_size=16"]):
+        assert not any("padding" in text for text in audited("algo=gvpo", *words).warnings)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def contract(
     if any(one.assumption.stops_runs for one in broken):
         lines.append("Runs that use verl-gsd are rejected with this verl. Runs that do not use it are not affected.")
     else:
-        lines.append("Runs that use verl-gsd start with this verl. What the files above do may fail or have no effect.")
+        lines.append(
+            "verl-gsd does not reject runs with this verl. What the files above do may fail or have no effect."
+        )
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1)

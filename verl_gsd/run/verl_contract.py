@@ -64,9 +64,11 @@ class Assumption:
     def stops_runs(self) -> bool:
         """Whether runs that use this package are rejected if the assumption does not hold.
 
-        These are the patches, our trainer and verl's config as a whole. Other files are needed only by some runs.
+        These are the patches, what our trainer uses of verl's code, and verl's config as a whole. Other files, and
+        single keys of the config, are needed only by some runs.
         """
-        return self in PATCHED or self == WHOLE_CONFIG or self.used_in.startswith("trainer/")
+        is_code = self.used_in.startswith("trainer/") and self.module != CONFIG
+        return self in PATCHED or self == WHOLE_CONFIG or is_code
 
     def __str__(self) -> str:
         return f"{self.module}.{self.path}" if self.path else self.module

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from omegaconf import DictConfig, OmegaConf
+
 from verl_gsd.errors import ConfigError
 from verl_gsd.run import compose
 from verl_gsd.run.compose import Line, parse_line, resolve
@@ -24,6 +26,7 @@ def void_words(stored: Sequence[str], line: Line) -> list[str]:
     void: set[str] = set()
     if line.words_given:
         joined = parse_line([*stored, *line.words_given])
+        void |= _without_section(parse_line([*stored, f"resume={line.resume}"]), joined) - set(line.keys)
         while True:
             pairs = [pair for pair in zip(joined.overrides, joined.keys, strict=True) if pair[1] not in void]
             keys = [key for _, key in pairs if key not in line.keys]
@@ -38,3 +41,27 @@ def void_words(stored: Sequence[str], line: Line) -> list[str]:
                 break
             void |= found
     return [word for word in stored if word.lstrip("+~").partition("=")[0] in void]
+
+
+def _without_section(stored: Line, joined: Line) -> set[str]:
+    """The keys of stored words with ``+`` whose section the stored choices of groups have, and the new ones do not.
+
+    ``++algorithm.gsd.budget.half_life=200`` would bring the budget back after ``budget=uniform``.
+    """
+    keys = {key for word, key in zip(stored.overrides, stored.keys, strict=True) if word.startswith("+")}
+    if not keys:
+        return set()
+    before, after = (
+        compose.compose_config(
+            replace(
+                line,
+                overrides=tuple(o for o, key in zip(line.overrides, line.keys, strict=True) if key not in keys),
+            )
+        )
+        for line in (stored, joined)
+    )
+
+    def has(config: DictConfig, key: str) -> bool:
+        return OmegaConf.select(config, key.rpartition(".")[0]) is not None
+
+    return {key for key in keys if has(before, key) and not has(after, key)}

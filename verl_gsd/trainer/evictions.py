@@ -17,14 +17,14 @@ class Evictions:
     """Counts the groups that dynamic sampling evicts in a step. verl replaces each by another prompt, without a limit.
 
     Args:
-        batch_groups: groups that are chosen for a batch at a time.
+        step_groups: groups that a step needs.
         step: returns the current trainer step.
     """
 
-    def __init__(self, messages: MessageWriter, batch_groups: int, step: Callable[[], int]) -> None:
+    def __init__(self, messages: MessageWriter, step_groups: int, step: Callable[[], int]) -> None:
         self._messages, self._step = messages, step
         self._counted, self._evicted, self._lowest = -1, 0, 0
-        self._limit = TIMES * batch_groups
+        self._limit = TIMES * step_groups
 
     def on_evicted(self, group: Group) -> None:
         """Dynamic sampling has evicted a group. Every warning of a run is about twice as many groups as the last."""
@@ -40,7 +40,7 @@ class Evictions:
         self._messages.write(
             "warning",
             f"dynamic sampling has evicted {self._evicted} groups in step {self._counted}, because the values of "
-            f"algorithm.filter_groups.metric were equal in each. In {self._lowest} of them, no response is right. "
+            f"algorithm.filter_groups.metric were equal in each: not above 0 in {self._lowest} of them. "
             "verl goes on until enough groups differ. If no step ends, check the verifier with responses of this "
             "model, or use data of another difficulty. algorithm.filter_groups.enable=false trains on all groups.",
         )

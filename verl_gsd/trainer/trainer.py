@@ -158,7 +158,7 @@ class GroupTrainer(PPOTrainer):
         self.monitor.rewards = RewardMonitor.from_config(
             config, self.messages, batch_groups=batch_groups, overlaps=self.verl_mode != "sync"
         )
-        self.monitor.evictions = Evictions(self.messages, batch_groups, lambda: self.global_steps)
+        self.monitor.evictions = Evictions(self.messages, config.data.train_batch_size, lambda: self.global_steps)
 
     def init(self):
         self.monitor.start()

@@ -15,6 +15,10 @@ LINE = ["task=arithmetic", "hardware=cpu"]
         (["algo=grpo", "sampler=disagreement", "algorithm.gsd.sampler.explore=0.2"], ["sampler=uniform"], [2]),
         (["algo=hadw", "algorithm.gsd.hadw.preset=hard", "trainer.total_epochs=3"], ["algo=grpo"], [1]),
         (["algo=hadw", "+algorithm.gsd.hadw.preset=hard"], ["trainer.total_epochs=3"], []),
+        (["algo=grpo", "budget=adaptive", "++algorithm.gsd.budget.half_life=200"], ["budget=uniform"], [2]),
+        (["algo=hadw", "++algorithm.gsd.hadw.n_min=32"], ["algo=grpo"], [1]),
+        (["algo=hadw", "++algorithm.gsd.hadw.n_min=32"], ["algo=hadw_dapo"], []),
+        (["algo=grpo", "+algorithm.gsd.hadw.preset=hard"], ["trainer.total_epochs=3"], []),
         (["algo=dapo", "algorithm.filter_groups.metric=acc"], ["algorithm.filter_groups.enable=false"], [1]),
     ],
 )

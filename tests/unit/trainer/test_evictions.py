@@ -29,7 +29,7 @@ def test_warnings_come_at_ten_batches_and_whenever_the_number_has_doubled(watche
     numbers = [40, 80, 160]
     assert [kind for kind, _ in messages()] == ["warning"] * 3
     for number, (_, text) in zip(numbers, messages(), strict=True):
-        assert f"evicted {number} groups in step 3" in text and f"In {number * 3 // 4} of them, no response" in text
+        assert f"evicted {number} groups in step 3" in text and f"not above 0 in {number * 3 // 4} of them" in text
         assert "algorithm.filter_groups.enable=false" in text
 
 
@@ -55,4 +55,4 @@ def test_groups_without_a_right_response_are_told_by_their_verdicts(watched, of,
     evictions, _, messages = watched
     for _ in range(TIMES * 4):
         evictions.on_evicted(of)
-    assert f"In {40 if none_is_right else 0} of them" in messages()[0][1]
+    assert f"not above 0 in {40 if none_is_right else 0} of them" in messages()[0][1]
