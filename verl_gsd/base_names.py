@@ -125,7 +125,7 @@ BASE_NAMES: Mapping[str, tuple[str, ...]] = {
         *("rollouts_surplus", "rollouts_stale", "rollouts_failed"),
         *("tokens_taught", "tokens_silent", "tokens_filtered", "tokens_surplus", "tokens_stale", "tokens_failed"),
         *("gain_hard", "gain_between", "gain_easy"),
-        *("seen_silent", "seen_predicted", "seen_predicted_without_forgetting", "seen_predicted_by_law"),
+        *("seen_silent", "seen_predicted", "seen_predicted_without_forgetting", "seen_predicted_by_mean"),
         *("likely_groups", "likely_silent", "likely_predicted"),
         *("likely_wrong", "likely_wrong_predicted", "likely_wrong_variance"),
         *("distinct_answers", "answers_in_visit", "answers_in_visits", "pass_at_1", *(f"pass_at_{k}" for k in PASS_KS)),

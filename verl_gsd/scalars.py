@@ -25,13 +25,13 @@ def is_whole(value: Any, least: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-#: How far rounding may move a share out of [0, 1]. Nine ninths sum to 1.0000000000000002.
+#: How far rounding may move a share. Nine ninths sum to 1.0000000000000002, and ten tenths to 0.9999999999999999.
 _ROUNDING = 1e-6
 
 
 def without_rounding(share: float) -> float:
-    """``share``, or the end of [0, 1] outside which only rounding has moved it. Values farther outside and NaN stay."""
-    return min(max(share, 0.0), 1.0) if -_ROUNDING <= share <= 1 + _ROUNDING else share
+    """``share``, or the end of [0, 1] from which only rounding has moved it. Other values and NaN stay."""
+    return next((end for end in (0.0, 1.0) if abs(share - end) <= _ROUNDING), share)
 
 
 def as_yaml(value: Any) -> str:

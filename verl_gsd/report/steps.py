@@ -14,7 +14,6 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
-from verl_gsd.planning.law import likely_law
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
@@ -63,8 +62,8 @@ def step_table(run: RunData) -> Columns:
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
-      predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_law``: the same under the
-      law of the data source's own solve rates, if its first visits tell one.
+      predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_mean``: the same under
+      a prior with the mean solve rate of the data source.
     - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed, given how many of all
       responses to their prompt so far were right: their number, how many are all right or all wrong, and the
       expectation. ``likely_wrong{,_predicted,_variance}``: how many of these have no right response, the expectation of
@@ -346,7 +345,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
-    without_forgetting, by_law = _predicted_without_forgetting(records)
+    without_forgetting, by_mean = _predicted_without_forgetting(records)
     silent_given_total, wrong_given_total = _given_totals(records)
     likely_mixed = silent_given_total < 0.5
     of_likely = {
@@ -362,7 +361,7 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
-        "seen_predicted_by_law": sums.mean(by_law, True),
+        "seen_predicted_by_mean": sums.mean(by_mean, True),
         **{name: sums.total(values) for name, values in of_likely.items()},
     }
     if sums.has_several_sources:
@@ -375,27 +374,27 @@ def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.nda
 
     - As that column, but visits of all ages count the same. The trainer forgets older visits, so that the two differ if
       it forgets too fast, or if solve rates have changed.
-    - The same under the law of the data source's solve rates (``planning.law``) instead of ``_PRIOR``, if its first
-      visits tell one.
+    - The same under the prior Beta(m, 1 - m) instead of ``_PRIOR``, where m is the mean solve rate of the first visits
+      to the prompts of the data source, between .01 and .99.
     """
-    predicted, by_law = (np.full(len(records), np.nan) for _ in range(2))
+    predicted, by_mean = (np.full(len(records), np.nan) for _ in range(2))
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
     if not is_predicted.any():
-        return predicted, by_law
+        return predicted, by_mean
     correct, total = _earlier_counts(records)
-    is_first = (total == 0) & (size > 0)
+    is_first, rates = (total == 0) & (size > 0), group_accuracies(records)
     is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
     source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
     for number in np.unique(source[is_predicted]):
         rows, first = is_predicted & (source == number), is_first & (source == number)
-        law = likely_law(*(float_column(records, name)[first] for name in ("correct", "total")))
+        rate = np.clip(np.nanmean(rates[first]), 0.01, 0.99) if np.any(~np.isnan(rates[first])) else 0.5
         counts = [values[rows] for values in (correct, total, size)]
         row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
         right, answers, sizes = (values[row] for values in counts)
-        for result, prior in ((predicted, _PRIOR), (by_law, law or _PRIOR)):
+        for result, prior in ((predicted, _PRIOR), (by_mean, (rate, 1 - rate))):
             result[rows] = np.asarray(posterior_silent_rate(right, answers, sizes, prior))[kind]
-    return predicted, by_law
+    return predicted, by_mean
 
 
 def _given_totals(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

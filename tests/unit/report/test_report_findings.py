@@ -64,7 +64,7 @@ def seen(groups, wrong, predicted, right=0.0):
 def expecting(expected, observed, **further):
     """A budget expects this share of the groups to be mixed."""
     columns = {"budget__share__known": 1, "budget__mixed__expected": expected, "mixed": observed}
-    columns |= {"all_wrong": 0.0, "all_right": 1 - observed}
+    columns |= {"accuracy": 0.5, "seen_predicted_by_mean": further.get("seen_predicted_without_forgetting", 0)}
     return table(**columns | {"seen_silent": 1 - observed, "seen_predicted": 1 - expected} | further)
 
 
@@ -222,25 +222,21 @@ FIRES = [
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.55), HALF_LIFE, "half_life=200"),
     (
         rollouts.wrong_rates,
-        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.36, all_right=0.4, all_wrong=0.2),
+        expecting(0.7, 0.4, accuracy=0.968, seen_predicted_without_forgetting=0.36, seen_predicted_by_mean=0.56),
+        HALF_LIFE,
+        "budget.prior=[0.97,0.03]'  # ",
+    ),
+    (
+        rollouts.wrong_rates,
+        expecting(0.7, 0.4, accuracy=0.001, seen_predicted_without_forgetting=0.3, seen_predicted_by_mean=0.58),
+        HALF_LIFE,
+        "budget.prior=[0.01,0.99]'  # ",
+    ),
+    (
+        rollouts.wrong_rates,
+        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.5, seen_predicted_by_mean=0.6),
         HALF_LIFE,
         "half_life=200",
-    ),
-    (
-        rollouts.wrong_rates,
-        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.36, all_right=0.1, all_wrong=0.5),
-        HALF_LIFE,
-        "budget.prior=",
-    ),
-    (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.1), HALF_LIFE, "half_life=50"),
-    (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.3), HALF_LIFE, "half_life=50"),
-    (
-        rollouts.wrong_rates,
-        expecting(
-            0.7, 0.4, seen_predicted_without_forgetting=0.3, seen_predicted_by_law=0.58, all_right=0.1, all_wrong=0.5
-        ),
-        HALF_LIFE,
-        "budget.prior=",
     ),
     (
         dagrpo.missing_demonstrations,

@@ -14,14 +14,8 @@ MAX_EXCESS = 0.15
 #: Only steps count in which at least this share of the prompts was visited before.
 MIN_KNOWN = 0.9
 
-#: Visits that all count the same predict better if their error is smaller by more than this.
-MIN_IMPROVEMENT = 0.01
-
-#: Forgetting is the main cause if visits that all count the same have at most this part of the error. In simulations it
-#: was 0.7 or less with forgetting as the main cause, 0.77 to 0.83 with the prior, and above 1 where rates had changed.
-FORGETTING = 0.73
-#: The law of the run's solve rates explains the error if less than this part is left.
-MAX_UNEXPLAINED = 0.85
+#: A cause explains an error if the error would be smaller by more than this part of it.
+MIN_EXPLAINED = 0.1
 
 _HALF_LIFE, _PRIOR = "algorithm.gsd.budget.half_life", "algorithm.gsd.budget.prior"
 
@@ -29,34 +23,35 @@ _HALF_LIFE, _PRIOR = "algorithm.gsd.budget.half_life", "algorithm.gsd.budget.pri
 def wrong_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     """Among prompts with earlier visits, a budget expects clearly more mixed groups than there are.
 
-    There are three causes:
+    There are three causes, of which the one is named that explains most:
 
     - The budget forgets too fast. What it knows of a prompt is then little more than the prior, under which most groups
       are mixed. This happens if a pass over the data takes more steps than the half-life. Visits that all count the
-      same predict the observed share much better (``FORGETTING``).
-    - The prior expects too much of prompts that are rarely solved. More groups are all wrong than all right, and such
-      visits predict the share a little better, or they do under the law of the run's own solve rates.
+      same predict the observed share better.
+    - The prior does not fit the data: most prompts are rarely solved, or nearly always. Under a prior with the mean of
+      the run's solve rates, such visits predict the share still better.
     - Solve rates have changed since the visits. Neither predicts it better.
     """
-    seen = ("silent", "predicted", "predicted_without_forgetting", "predicted_by_law")
-    names = ("budget/mixed/expected", "mixed", "all_wrong", "all_right", *(f"seen_{name}" for name in seen))
+    seen = ("silent", "predicted", "predicted_without_forgetting", "predicted_by_mean")
+    names = ("budget/mixed/expected", "mixed", "accuracy", *(f"seen_{name}" for name in seen))
     mostly_known = column(table, "budget/share/known") >= MIN_KNOWN
     steps = {"step": table["step"][mostly_known]} | {name: column(table, name)[mostly_known] for name in names}
-    expected, observed, all_wrong, all_right, silent, *predicted = (recent_mean(steps, name) for name in names)
+    expected, observed, accuracy, silent, *predicted = (recent_mean(steps, name) for name in names)
     if not expected - observed > MAX_EXCESS:
         return
-    error, error_without_forgetting, error_of_law = (abs(share - silent) for share in predicted)
+    error, error_without_forgetting, error_of_mean = (abs(share - silent) for share in predicted)
     what = f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are."
-    law_explains = error_of_law < MAX_UNEXPLAINED * error_without_forgetting
-    forgetting_explains = error_without_forgetting < error - MIN_IMPROVEMENT
-    is_hard = all_wrong > all_right
-    if error_without_forgetting <= FORGETTING * error or (forgetting_explains and not is_hard):
+    by_memory, by_prior = error - error_without_forgetting, error_without_forgetting - error_of_mean
+    least = MIN_EXPLAINED * error
+    change: tuple[str, ...]
+    if by_prior > max(by_memory, least):
+        title, cause = "has a prior that does not fit the data", "One with the mean of the solve rates predicts better."
+        mean = round(min(max(accuracy, 0.01), 0.99), 2)
+        change = (f"'{_PRIOR}=[{mean:g},{1 - mean:g}]'  # Beta [a, b] with the mean solve rate of the run",)
+    elif by_memory > least:
         title, cause = "forgets solve rates too fast", "Visits of all ages, counted the same, would predict better."
         change = scaled(config, _HALF_LIFE, 2, "steps after which a visit counts half; null for no forgetting")
-    elif is_hard and (law_explains or forgetting_explains):
-        title, cause = "expects too much of hard prompts", "Its prior is above the solve rates of this data."
-        change = (f"{_PRIOR}=...  # Beta [a, b] with the mean of the solve rates; see verl-gsd plan",)
-    elif error_without_forgetting >= error - MIN_IMPROVEMENT:
+    elif by_memory <= least:
         title, cause = "relies on outdated solve rates", "Solve rates have changed since earlier visits."
         change = scaled(config, _HALF_LIFE, 0.5, "steps after which a visit counts half")
     else:  # an error is NaN: the records are of an older version
