@@ -363,9 +363,11 @@ def _padded_steps(config: DictConfig) -> Iterator[str]:
     step = "step" if parts == 1 else f"part of a step (trainer.v1.{mode}.parameter_sync_step={parts})"
     counts = divided_by(actor.policy_loss.loss_mode, actor.loss_agg_mode) == "responses"
     effect = " The loss is divided by the number of responses, and these rows count." if counts else ""
-    # The rows of a mini-batch also have to divide among the workers.
-    gpus, size = config.trainer.nnodes * config.trainer.n_gpus_per_node, config.actor_rollout_ref.rollout.n
-    wholes = [n for n in range(1, min(prompts, mini) + 1) if prompts % n == 0 and n * size % gpus == 0]
+    # The rows of a mini-batch also have to divide among the workers, and into micro-batches of a fixed size.
+    micro = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu or 1
+    unit = config.trainer.nnodes * config.trainer.n_gpus_per_node * micro
+    size = config.actor_rollout_ref.rollout.n
+    wholes = [n for n in range(1, min(prompts, mini) + 1) if prompts % n == 0 and n * size % unit == 0]
     remedies = [f"actor_rollout_ref.actor.ppo_mini_batch_size={max(wholes)}"] if wholes else []
     remedies.append(f"data.train_batch_size={max(1, prompts // mini) * mini * parts}")
     yield (

@@ -173,11 +173,13 @@ class Remedy:
         override: the setting, for the command line, followed by a comment.
         column: the column of the training data that it needs.
         otherwise: the setting, in the same form, where the data has no such column or cannot be read.
+        beside: extension -> the setting, in the same form, for a run that has this extension.
     """
 
     override: str
     column: str
     otherwise: str
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ def remedies(problem: Problem, config: Mapping[str, Any]) -> list[str]:
 def _suited(remedy: str | Remedy, config: Mapping[str, Any]) -> str:
     if isinstance(remedy, str):
         return remedy
+    present = {declaration.name for declaration in declarations() if takes_part(declaration, config)}
+    if beside := [text for name, text in remedy.beside.items() if name in present]:
+        return beside[0]
     files = config.get(_TRAIN_FILES)
     names = [files] if isinstance(files, str) else files if isinstance(files, list) else []
     has_column = bool(names) and all(_has_column(str(name), remedy.column) for name in names)

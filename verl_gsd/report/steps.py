@@ -14,6 +14,7 @@ from verl_gsd.base_names import PASS_KS
 from verl_gsd.extension import declarations
 from verl_gsd.planning import posterior_silent_rate
 from verl_gsd.planning.distinct import distinct_rows
+from verl_gsd.planning.law import likely_law
 from verl_gsd.planning.pass_at_k import pass_at_k
 from verl_gsd.records import EASY, HARD, float_column, generated, gradient_mass, is_graded, is_silent
 from verl_gsd.report.answers import order_by_prompt, revisited_answers
@@ -29,6 +30,7 @@ USES = ("taught", "silent", "filtered", "surplus", "stale", "failed")
 _LEAST_SHARE = 0.01
 #: Jeffreys' prior of a solve rate, which is also the default of the memory of prompts.
 _PRIOR = (0.5, 0.5)
+_BUDGET_PRIOR = "algorithm.gsd.budget.prior"
 #: The averages of verl's losses that are nats per token for an entropy.
 _PER_TOKEN = ("token-mean", "seq-mean-token-mean")
 
@@ -62,8 +64,8 @@ def step_table(run: RunData) -> Columns:
     - ``lost_rewards``: number of responses without a reward. They do not count as rollouts.
     - ``seen_silent``, ``seen_predicted``: of the groups whose prompt was visited before, the share that is all right or
       all wrong, and the share that earlier visits predict. ``seen_predicted_without_forgetting``: the share that they
-      predict if all of them count the same, under the prior ``_PRIOR``. ``seen_predicted_by_mean``: the same under
-      a prior with the mean solve rate of the data source.
+      predict if all of them count the same. ``seen_predicted_by_law``: the same under the likeliest law of
+      solve rates as the prior, Beta(``law_a``, ``law_b``), which the first visits to prompts tell.
     - ``likely_{groups,silent,predicted}``: sums over the groups that are likely to be mixed, given how many of all
       responses to their prompt so far were right: their number, how many are all right or all wrong, and the
       expectation. ``likely_wrong{,_predicted,_variance}``: how many of these have no right response, the expectation of
@@ -80,7 +82,7 @@ def step_table(run: RunData) -> Columns:
       steps with a group of fewer than k accuracies, or with accuracies between 0 and 1.
     - The figures that extensions declare (``declaration.StepFigure``).
     """
-    figures = _record_figures(run.records) if len(run.records) else {"step": np.zeros(0, np.int64)}
+    figures = _record_figures(run.records, run.config) if len(run.records) else {"step": np.zeros(0, np.int64)}
     steps = np.union1d(figures["step"], run.metrics["step"])
     table: Columns = {"step": steps}
     for source in (run.metrics, figures):
@@ -200,7 +202,7 @@ class _StepSums:
             return self.total(numerator, known) / self.total(denominator, known)
 
 
-def _record_figures(records: pa.Table) -> Columns:
+def _record_figures(records: pa.Table, config: Mapping[str, Any]) -> Columns:
     step = records["step"].to_numpy()
     if (step[1:] < step[:-1]).any():  # the file of a step has rows of others
         records = records.sort_by("step")
@@ -213,10 +215,9 @@ def _record_figures(records: pa.Table) -> Columns:
         _use_figures,
         _gain_figures,
         _extension_figures,
-        _prediction_figures,
     ):
         table |= figures(records, sums)
-    return table
+    return table | _prediction_figures(records, sums, config.get(_BUDGET_PRIOR))
 
 
 def _group_figures(records: pa.Table, sums: _StepSums) -> Columns:
@@ -340,12 +341,20 @@ def _extension_figures(records: pa.Table, sums: _StepSums) -> Columns:
     return figures
 
 
-def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
+def _prediction_figures(records: pa.Table, sums: _StepSums, budget_prior: Any) -> Columns:
+    """Figures about silent groups and their predictions.
+
+    Args:
+        budget_prior: the config's prior of a budget, which is then that of the trainer's memory.
+    """
+    a, b = budget_prior if isinstance(budget_prior, list | tuple) else _PRIOR
+    prior = float(a), float(b)
     predicted = float_column(records, "silent_predicted")
     # The prediction is about verdicts, so it is compared with them and not with ``is_silent``.
     silent: np.ndarray = (~is_one_of(records, "kind", "mixed")).astype(float)
     wrong = np.where(is_one_of(records, "kind", "all_right"), 0.0, silent)
-    without_forgetting, by_mean = _predicted_without_forgetting(records)
+    law = _law_of_first_visits(records) if np.any(~np.isnan(predicted)) else None
+    without_forgetting, by_law = _predicted_without_forgetting(records, prior, law or prior)
     silent_given_total, wrong_given_total = _given_totals(records)
     likely_mixed = silent_given_total < 0.5
     of_likely = {
@@ -361,7 +370,10 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
         "seen_silent": sums.mean(silent, ~np.isnan(predicted)),
         "seen_predicted": sums.mean(predicted, True),
         "seen_predicted_without_forgetting": sums.mean(without_forgetting, True),
-        "seen_predicted_by_mean": sums.mean(by_mean, True),
+        "seen_predicted_by_law": sums.mean(by_law, True),
+        **{
+            f"law_{name}": sums.mean(np.full(len(records), x), True) for name, x in zip("ab", law or prior, strict=True)
+        },
         **{name: sums.total(values) for name, values in of_likely.items()},
     }
     if sums.has_several_sources:
@@ -369,32 +381,38 @@ def _prediction_figures(records: pa.Table, sums: _StepSums) -> Columns:
     return figures
 
 
-def _predicted_without_forgetting(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def _predicted_without_forgetting(
+    records: pa.Table, prior: tuple[float, float], law: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays, (N,) each, NaN where the column ``silent_predicted`` is null.
 
     - As that column, but visits of all ages count the same. The trainer forgets older visits, so that the two differ if
       it forgets too fast, or if solve rates have changed.
-    - The same under the prior Beta(m, 1 - m) instead of ``_PRIOR``, where m is the mean solve rate of the first visits
-      to the prompts of the data source, between .01 and .99.
+    - The same under ``law`` as the prior.
+
+    Args:
+        prior, law: (a, b) of the trainer's Beta prior, and of the law that the first visits follow.
     """
-    predicted, by_mean = (np.full(len(records), np.nan) for _ in range(2))
+    predicted, by_law = (np.full(len(records), np.nan) for _ in range(2))
     size = float_column(records, "size")
     is_predicted = ~np.isnan(float_column(records, "silent_predicted")) & (size > 0)
     if not is_predicted.any():
-        return predicted, by_mean
+        return predicted, by_law
     correct, total = _earlier_counts(records)
-    is_first, rates = (total == 0) & (size > 0), group_accuracies(records)
     is_predicted &= total > 0  # the memory of a resumed run may have visits without a record
-    source = pc.dictionary_encode(records["data_source"].combine_chunks()).indices.to_numpy()
-    for number in np.unique(source[is_predicted]):
-        rows, first = is_predicted & (source == number), is_first & (source == number)
-        rate = np.clip(np.nanmean(rates[first]), 0.01, 0.99) if np.any(~np.isnan(rates[first])) else 0.5
-        counts = [values[rows] for values in (correct, total, size)]
-        row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
-        right, answers, sizes = (values[row] for values in counts)
-        for result, prior in ((predicted, _PRIOR), (by_mean, (rate, 1 - rate))):
-            result[rows] = np.asarray(posterior_silent_rate(right, answers, sizes, prior))[kind]
-    return predicted, by_mean
+    counts = [values[is_predicted] for values in (correct, total, size)]
+    row, kind = distinct_rows(*counts)  # few differ, and the posterior takes longer than finding them
+    right, answers, sizes = (values[row] for values in counts)
+    for result, assumed in ((predicted, prior), (by_law, law)):
+        result[is_predicted] = np.asarray(posterior_silent_rate(right, answers, sizes, assumed))[kind]
+    return predicted, by_law
+
+
+def _law_of_first_visits(records: pa.Table) -> tuple[float, float] | None:
+    """The likeliest Beta law of the solve rates, from the first recorded visits to prompts."""
+    _, earlier = _earlier_counts(records)
+    first = earlier == 0
+    return likely_law(*(float_column(records, name)[first] for name in ("correct", "total")))
 
 
 def _given_totals(records: pa.Table) -> tuple[np.ndarray, np.ndarray]:

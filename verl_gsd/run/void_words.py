@@ -51,15 +51,7 @@ def _without_section(stored: Line, joined: Line) -> set[str]:
     keys = {key for word, key in zip(stored.overrides, stored.keys, strict=True) if word.startswith("+")}
     if not keys:
         return set()
-    before, after = (
-        compose.compose_config(
-            replace(
-                line,
-                overrides=tuple(o for o, key in zip(line.overrides, line.keys, strict=True) if key not in keys),
-            )
-        )
-        for line in (stored, joined)
-    )
+    before, after = (compose.compose_config(replace(line, overrides=())) for line in (stored, joined))
 
     def has(config: DictConfig, key: str) -> bool:
         return OmegaConf.select(config, key.rpartition(".")[0]) is not None

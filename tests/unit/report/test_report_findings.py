@@ -64,7 +64,11 @@ def seen(groups, wrong, predicted, right=0.0):
 def expecting(expected, observed, **further):
     """A budget expects this share of the groups to be mixed."""
     columns = {"budget__share__known": 1, "budget__mixed__expected": expected, "mixed": observed}
-    columns |= {"accuracy": 0.5, "seen_predicted_by_mean": further.get("seen_predicted_without_forgetting", 0)}
+    columns |= {
+        "law_a": 1.0,
+        "law_b": 1.0,
+        "seen_predicted_by_law": further.get("seen_predicted_without_forgetting", 0),
+    }
     return table(**columns | {"seen_silent": 1 - observed, "seen_predicted": 1 - expected} | further)
 
 
@@ -222,19 +226,19 @@ FIRES = [
     (rollouts.wrong_rates, expecting(0.7, 0.4, seen_predicted_without_forgetting=0.55), HALF_LIFE, "half_life=200"),
     (
         rollouts.wrong_rates,
-        expecting(0.7, 0.4, accuracy=0.968, seen_predicted_without_forgetting=0.36, seen_predicted_by_mean=0.56),
+        expecting(0.7, 0.4, law_a=2.1, law_b=0.15, seen_predicted_without_forgetting=0.36, seen_predicted_by_law=0.56),
         HALF_LIFE,
-        "budget.prior=[0.97,0.03]'  # ",
+        "budget.prior=[2.1,0.15]'  # ",
     ),
     (
         rollouts.wrong_rates,
-        expecting(0.7, 0.4, accuracy=0.001, seen_predicted_without_forgetting=0.3, seen_predicted_by_mean=0.58),
+        expecting(0.7, 0.4, law_a=0.05, law_b=0.05, seen_predicted_without_forgetting=0.3, seen_predicted_by_law=0.58),
         HALF_LIFE,
-        "budget.prior=[0.01,0.99]'  # ",
+        "budget.prior=[0.05,0.05]'  # ",
     ),
     (
         rollouts.wrong_rates,
-        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.5, seen_predicted_by_mean=0.6),
+        expecting(0.7, 0.4, seen_predicted_without_forgetting=0.5, seen_predicted_by_law=0.6),
         HALF_LIFE,
         "half_life=200",
     ),
@@ -676,6 +680,14 @@ def test_silent_groups_are_called_right_or_wrong_only_with_accuracies(shares, se
     assert not any(sentence in finding.text for sentence in absent), finding.text
     is_wrong = shares["all_wrong"] > shares["all_right"]
     assert any(line.startswith("algo=dagrpo_anchors") for line in finding.overrides) == is_wrong
+
+
+def test_a_run_with_a_judge_keeps_it_beside_demonstrations():
+    """``algo=dagrpo_anchors`` has no mask, and its line is rejected with the words of a judge."""
+    shares = table(silent=0.6, all_wrong=0.5, all_right=0.1)
+    (finding,) = groups.silent(shares, {"algorithm.gsd.dagrpo.judge.model": "judge"})
+    advised = [line for line in finding.overrides if line.startswith("algo=dagrpo")]
+    assert [line.split()[0] for line in advised] == ["algo=dagrpo"]
 
 
 def test_a_loss_that_is_not_finite_is_told_from_a_gradient():

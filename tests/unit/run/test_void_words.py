@@ -19,6 +19,24 @@ LINE = ["task=arithmetic", "hardware=cpu"]
         (["algo=hadw", "++algorithm.gsd.hadw.n_min=32"], ["algo=grpo"], [1]),
         (["algo=hadw", "++algorithm.gsd.hadw.n_min=32"], ["algo=hadw_dapo"], []),
         (["algo=grpo", "+algorithm.gsd.hadw.preset=hard"], ["trainer.total_epochs=3"], []),
+        # A word with + elsewhere, and plain words in a section that only a word with + makes.
+        (
+            ["algo=grpo", "budget=adaptive", "algorithm.gsd.budget.half_life=9", "++data.seed=3"],
+            ["budget=uniform"],
+            [2],
+        ),
+        (["algo=hadw", "algorithm.gsd.hadw.preset=soft", "++data.seed=3"], ["algo=grpo"], [1]),
+        (["algo=gsd", "+algorithm.gsd.hadw={preset: soft}"], ["algorithm.gsd.hadw.lambda_scale=1.0"], []),
+        (
+            ["algo=gsd", "+algorithm.gsd.hadw={preset: soft}", "algorithm.gsd.hadw.preset=hard"],
+            ["trainer.total_epochs=5"],
+            [],
+        ),
+        (
+            ["budget=adaptive", "++algorithm.gsd.budget.prior=[1,1]", "algorithm.gsd.budget.half_life=9"],
+            ["budget=uniform", "algo=grpo"],
+            [1, 2],
+        ),
         (["algo=dapo", "algorithm.filter_groups.metric=acc"], ["algorithm.filter_groups.enable=false"], [1]),
     ],
 )

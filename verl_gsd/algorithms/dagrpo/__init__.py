@@ -98,6 +98,11 @@ register(
                 otherwise="algo=dagrpo_anchors algorithm.gsd.dagrpo.demonstrations.source=self  # in place of the "
                 "run's algo: an earlier success of the policy for groups in which all responses failed. If the data "
                 "has solutions, name their column in algorithm.gsd.dagrpo.demonstrations.column instead",
+                beside={
+                    "dagrpo.judge": "algo=dagrpo  # in place of the run's algo: also a verified demonstration for "
+                    "groups in which all responses failed. It needs a column with solutions in the data: "
+                    "algorithm.gsd.dagrpo.demonstrations.column, or demonstrations.source=self for earlier successes"
+                },
             )
         },
         report_order=60,

@@ -24,6 +24,7 @@ from verl_gsd.chain import Rows
 from verl_gsd.extension import Extension, Services, Visits
 from verl_gsd.groups import Group, Member
 from verl_gsd.records import Fate
+from verl_gsd.scalars import without_rounding
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Hadw(Extension):
         if ends is None:
             return group
         low, high = ends
-        return replace(group, accuracies=(group.accuracies - low) / (high - low))
+        shares = [without_rounding(float(share)) for share in (group.accuracies - low) / (high - low)]
+        return replace(group, accuracies=np.array(shares, dtype=float))
 
     def _check_common_range(self, group: Group) -> None:
         """Warn if one range rescales the accuracies of a data source that seem to be in [0, 1] already.

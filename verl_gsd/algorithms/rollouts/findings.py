@@ -28,26 +28,28 @@ def wrong_rates(table: Columns, config: Mapping[str, Any]) -> Iterator[Finding]:
     - The budget forgets too fast. What it knows of a prompt is then little more than the prior, under which most groups
       are mixed. This happens if a pass over the data takes more steps than the half-life. Visits that all count the
       same predict the observed share better.
-    - The prior does not fit the data: most prompts are rarely solved, or nearly always. Under a prior with the mean of
-      the run's solve rates, such visits predict the share still better.
+    - The prior does not fit the data: most prompts are rarely solved, nearly always, or either. Under a prior that is
+      fitted to the first visits, such visits predict the share still better.
     - Solve rates have changed since the visits. Neither predicts it better.
     """
-    seen = ("silent", "predicted", "predicted_without_forgetting", "predicted_by_mean")
-    names = ("budget/mixed/expected", "mixed", "accuracy", *(f"seen_{name}" for name in seen))
+    seen = ("silent", "predicted", "predicted_without_forgetting", "predicted_by_law")
+    names = ("budget/mixed/expected", "mixed", "law_a", "law_b", *(f"seen_{name}" for name in seen))
     mostly_known = column(table, "budget/share/known") >= MIN_KNOWN
     steps = {"step": table["step"][mostly_known]} | {name: column(table, name)[mostly_known] for name in names}
-    expected, observed, accuracy, silent, *predicted = (recent_mean(steps, name) for name in names)
+    expected, observed, a, b, silent, *predicted = (recent_mean(steps, name) for name in names)
     if not expected - observed > MAX_EXCESS:
         return
-    error, error_without_forgetting, error_of_mean = (abs(share - silent) for share in predicted)
+    error, error_without_forgetting, error_of_law = (abs(share - silent) for share in predicted)
     what = f"It expects {percent(expected)} of the groups to be mixed, but {percent(observed)} are."
-    by_memory, by_prior = error - error_without_forgetting, error_without_forgetting - error_of_mean
+    by_memory, by_prior = error - error_without_forgetting, error_without_forgetting - error_of_law
     least = MIN_EXPLAINED * error
     change: tuple[str, ...]
     if by_prior > max(by_memory, least):
-        title, cause = "has a prior that does not fit the data", "One with the mean of the solve rates predicts better."
-        mean = round(min(max(accuracy, 0.01), 0.99), 2)
-        change = (f"'{_PRIOR}=[{mean:g},{1 - mean:g}]'  # Beta [a, b] with the mean solve rate of the run",)
+        title, cause = (
+            "has a prior that does not fit the data",
+            "One that is fitted to the solve rates predicts better.",
+        )
+        change = (f"'{_PRIOR}=[{a:.2g},{b:.2g}]'  # Beta [a, b], fitted to first visits of this run",)
     elif by_memory > least:
         title, cause = "forgets solve rates too fast", "Visits of all ages, counted the same, would predict better."
         change = scaled(config, _HALF_LIFE, 2, "steps after which a visit counts half; null for no forgetting")

@@ -143,6 +143,14 @@ def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
             f"responses per prompt has {rows} rows, which do not divide evenly among {workers} workers. Set "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}{step}."
         )
+    micro = actor.ppo_micro_batch_size_per_gpu
+    if workers and rows % workers == 0 and not actor.use_dynamic_bsz and is_whole(micro, 1) and rows // workers % micro:
+        whole = next(size for size in range(micro, 0, -1) if rows // workers % size == 0)
+        yield (
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}: each worker has {rows // workers} rows of "
+            f"a mini-batch, which do not divide into micro-batches of this size. Set it to {whole}, or "
+            "actor_rollout_ref.actor.use_dynamic_bsz=true."
+        )
     if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
         return  # vLLM replicas use separate accelerators
     parallel, accelerators = rollout.tensor_model_parallel_size, trainer.nnodes * trainer.n_gpus_per_node

@@ -299,6 +299,16 @@ def test_an_accuracy_outside_the_range_is_rejected_at_the_first_complete_group()
         rescaling.on_groups_complete([outside])
 
 
+@pytest.mark.parametrize("ends", [(0.0, 100.0), (-1.0, 1.0), (0.0, 7.0)])
+@pytest.mark.parametrize("parts", [3, 6, 9, 10])
+def test_full_and_lowest_marks_that_a_verifier_sums_are_exact_after_rescaling(ends, parts):
+    full, lowest = (sum([end / parts] * parts) for end in reversed(ends))
+    graded = Group("graded", "code", 17, np.zeros(2), np.array([full, lowest]), np.ones(2, np.int64))
+    hadw = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create(list(ends))})
+    hadw.on_groups_complete([graded])
+    assert hadw.on_group_left(graded, "trained").accuracies.tolist() == [1.0, 0.0]
+
+
 def test_a_range_per_data_source_leaves_the_accuracies_of_other_sources_as_they_are():
     hadw = Hadw({"preset": "hard", "accuracy_range": OmegaConf.create({"code": [-1, 1]})})
     code = Group("code", "code", 17, np.zeros(2), np.array([-1.0, 0.5]), np.ones(2, np.int64))

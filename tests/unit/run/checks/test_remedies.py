@@ -213,6 +213,11 @@ CASES = [
         [f"{ACTOR}.ppo_mini_batch_size=126 data.train_batch_size=1008"],
     ),
     (
+        f"{SEVEN} {ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=3",
+        "do not divide into micro-batches",
+        [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", f"{ACTOR}.use_dynamic_bsz=true"],
+    ),
+    (
         f"{SEVEN} {ROLLOUT}.tensor_model_parallel_size=8",
         "do not divide among",
         [f"{ROLLOUT}.tensor_model_parallel_size=4"],
