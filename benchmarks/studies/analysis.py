@@ -127,11 +127,18 @@ def _estimate(estimate: Estimate) -> dict[str, float]:
 
 
 def _gain(first: Sequence[float], second: Sequence[float]) -> dict[str, float] | None:
-    """The difference second - first, paired by seed; None without two common seeds."""
+    """The difference second - first, paired by seed; None without two common seeds. 0 if all runs are equal."""
     if len(first) < 2:
         return None
     pair = np.array(first), np.array(second)
-    return {**_estimate(difference_over_seeds(*pair, None)), "p": paired_test(*pair).p_value, "n": len(first)}
+    return {**_difference(*pair), "p": paired_test(*pair).p_value, "n": len(first)}
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """The difference second - first, paired. Where an arm changes nothing, runs of equal seeds are equal."""
+    if np.array_equal(first, second):
+        return {"mean": 0.0, "low": 0.0, "high": 0.0}
+    return _estimate(difference_over_seeds(first, second, None))
 
 
 def _second_half(count: int) -> slice:
@@ -172,5 +179,5 @@ def _gain_by_level(
         known = [(one, two) for one, two in pairs if one is not None and two is not None]
         if len(known) > 1:
             one, two = np.array(known).T
-            gains[name] = _estimate(difference_over_seeds(one, two, None))
+            gains[name] = _difference(one, two)
     return gains

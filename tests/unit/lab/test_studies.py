@@ -235,6 +235,18 @@ def test_runs_from_an_earlier_start_are_trained_again_but_rates_are_not_searched
     assert tune(declared, TASK, arm, entries(tuning[:1], best)).following == list(declared.rates[1:])
 
 
+def test_an_arm_that_changes_nothing_has_the_gain_0():
+    """Its runs are those of the baseline, number by number, so that they have no spread."""
+    _, two = gains_of([0.5, 0.6, 0.5, 0.6], [0.5, 0.6, 0.5, 0.6])["rows"]
+    assert {name: two["gain"][name] for name in ("mean", "low", "high", "p")} == {
+        "mean": 0,
+        "low": 0,
+        "high": 0,
+        "p": 1,
+    }
+    assert two["gain_by_level"]["hard"] == {"mean": 0, "low": 0, "high": 0}
+
+
 def test_a_run_below_its_start_has_diverged():
     _, two = gains_of([0.5] * 4, [0.39, 0.2, 0.41, 0.5])["rows"]
     assert two["diverged"] == 2
