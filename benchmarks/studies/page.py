@@ -121,14 +121,15 @@ def summary(methods: Mapping[str, Any], stability: Mapping[str, Any]) -> str:
             if row is not None and (row["task"], "grpo") in rows
         ]
         cost = f"{min(costs):.1f}" if max(costs) - min(costs) < 0.05 else f"{min(costs):.1f} to {max(costs):.1f}"
-        gains = [_gain_cell(row) for row in own]
+        gains = [_gain_cell(row, arm == "grpo") for row in own]
         cells = [f"`{arm}`", *gains, cost, *([stable.get(arm, "")] if stable else [])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _gain_cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
+def _gain_cell(row: Mapping[str, Any] | None, is_baseline: bool) -> str:
+    """The gain; the measure of the baseline; empty if there is no run, or none from the baseline's start."""
+    if row is None or (row["gain"] is None and not is_baseline):
         return ""
     if row["gain"] is None:
         return f"{row['measure']['mean']:.3f}"

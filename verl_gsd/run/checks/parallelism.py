@@ -148,8 +148,7 @@ def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
         whole = next(size for size in range(micro, 0, -1) if rows // workers % size == 0)
         yield (
             f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}: each worker has {rows // workers} rows of "
-            f"a mini-batch, which do not divide into micro-batches of this size. Set it to {whole}, or "
-            "actor_rollout_ref.actor.use_dynamic_bsz=true."
+            f"a mini-batch, which do not divide into micro-batches of this size. Set it to {whole}."
         )
     if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
         return  # vLLM replicas use separate accelerators

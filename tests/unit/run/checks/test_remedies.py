@@ -215,7 +215,7 @@ CASES = [
     (
         f"{SEVEN} {ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=3",
         "do not divide into micro-batches",
-        [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", f"{ACTOR}.use_dynamic_bsz=true"],
+        [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2"],
     ),
     (
         f"{SEVEN} {ROLLOUT}.tensor_model_parallel_size=8",
@@ -349,6 +349,11 @@ CASES = [
         [f"{GSD}.alpha=0", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
     ),
     (f"algo=dr_grpo {ACTOR}.loss_scale_factor=null", "longest response", [f"{ACTOR}.loss_scale_factor=256"]),
+    (
+        f"algo=grpo data.train_batch_size=30 {ACTOR}.ppo_mini_batch_size=16",
+        "which are no whole mini-batches",
+        [f"{ACTOR}.ppo_mini_batch_size=15", "data.train_batch_size=16"],
+    ),
     (
         f"algo=gsd {GSD}.alpha=1.5 {VERIFIER}=mine.py",
         "floor",
