@@ -42,5 +42,6 @@ class Evictions:
             f"dynamic sampling has evicted {self._evicted} groups in step {self._counted}, because the values of "
             f"algorithm.filter_groups.metric were equal in each: not above 0 in {self._lowest} of them. "
             "verl goes on until enough groups differ. If there are too few, no step ends: check the verifier with "
-            "responses of this model, or use easier or harder data. algorithm.filter_groups.enable=false trains on all groups.",
+            "responses of this model, or use easier or harder data. algorithm.filter_groups.enable=false trains on all "
+            "groups.",
         )
