@@ -41,7 +41,7 @@ class Evictions:
             "warning",
             f"dynamic sampling has evicted {self._evicted} groups in step {self._counted}, because the values of "
             f"algorithm.filter_groups.metric were equal in each: not above 0 in {self._lowest} of them. "
-            "verl goes on until enough groups differ. If there are too few, no step ends: check the verifier with "
-            "responses of this model, or use easier or harder data. algorithm.filter_groups.enable=false trains on all "
+            "verl generates until enough groups differ. Check the verifier with responses of this model, or use "
+            "easier or harder data. algorithm.filter_groups.enable=false trains on all "
             "groups.",
         )
