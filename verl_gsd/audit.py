@@ -22,6 +22,7 @@ from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS, OLD_METRICS
 from verl_gsd.estimators import has_group_baseline
 from verl_gsd.planning import gain
+from verl_gsd.scalars import is_whole
 
 #: Solve rates for which the audit prints the gain. The gain is symmetric about 0.5.
 RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -349,13 +350,26 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield from _filter_contradictions(config)
 
 
+def _mode(config: DictConfig) -> str:
+    """verl's name of the trainer mode, also for ours on top of it."""
+    return str(config.trainer.v1.trainer_mode).removeprefix("gsd_")
+
+
+def parts_of_step(config: DictConfig) -> int:
+    """The number of parts of a step. verl generates and updates part by part, and then gives vLLM the new weights.
+
+    It is 1 if the config has no valid number, which another check reports.
+    """
+    parts = (config.trainer.v1.get(_mode(config)) or {}).get("parameter_sync_step")
+    return parts if is_whole(parts, 1) else 1
+
+
 def _padded_steps(config: DictConfig) -> Iterator[str]:
     """Say so if a step does not consist of whole mini-batches, because verl then adds rows of padding."""
     if any(declaration.counts_groups for declaration in extension.active(OmegaConf.select(config, "algorithm.gsd"))):
         return  # such an extension decides which rows a mini-batch has, and pads them itself
-    actor, data, modes = config.actor_rollout_ref.actor, config.data, config.trainer.v1
-    mode = str(modes.trainer_mode).removeprefix("gsd_")
-    parts, mini = (modes.get(mode) or {}).get("parameter_sync_step", 1), actor.ppo_mini_batch_size
+    actor, data, mode = config.actor_rollout_ref.actor, config.data, _mode(config)
+    parts, mini = parts_of_step(config), actor.ppo_mini_batch_size
     prompts = data.train_batch_size // parts
     padding = -prompts % mini
     if mode == "separate_async" or not padding:
@@ -369,7 +383,9 @@ def _padded_steps(config: DictConfig) -> Iterator[str]:
     size = config.actor_rollout_ref.rollout.n
     wholes = [n for n in range(1, min(prompts, mini) + 1) if prompts % n == 0 and n * size % unit == 0]
     remedies = [f"actor_rollout_ref.actor.ppo_mini_batch_size={max(wholes)}"] if wholes else []
-    remedies.append(f"data.train_batch_size={max(1, prompts // mini) * mini * parts}")
+    # Recipes set the mini-batch to the batch, so that it would grow with it.
+    fixed = f" and actor_rollout_ref.actor.ppo_mini_batch_size={mini}" if parts > 1 else ""
+    remedies.append(f"data.train_batch_size={max(1, prompts // mini) * mini * parts}{fixed}")
     yield (
         f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} with data.train_batch_size={data.train_batch_size}: each "
         f"{step} has {prompts} prompts, which are no whole mini-batches. verl adds rows of padding for {padding} "

@@ -105,7 +105,7 @@ KEYS = (
         UnusedKey(
             f"actor_rollout_ref.actor.{size}",
             lambda c: c.actor_rollout_ref.actor.use_dynamic_bsz,
-            "use_dynamic_bsz=true fills batches by tokens. Set ppo_max_token_len_per_gpu, or use_dynamic_bsz=false",
+            "use_dynamic_bsz=true fills batches by tokens. Remove it, or set use_dynamic_bsz=false",
         )
         for size in ("ppo_micro_batch_size_per_gpu", "ppo_micro_batch_size")
     ),

@@ -31,6 +31,9 @@ def test_verls_config_has_the_keys_that_our_files_set():
         "trainer.max_actor_ckpt_to_keep",
         "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
         "actor_rollout_ref.actor.ppo_epochs",
+        "actor_rollout_ref.actor.fsdp_config.model_dtype",
+        "reward.reward_model.n_gpus_per_node",
+        "skip.rollout_tq.enable",
     ],
 )
 def test_keys_that_our_code_reads_are_assumptions(key):

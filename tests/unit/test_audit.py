@@ -228,7 +228,9 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
                 "data.train_batch_size=64",
                 f"{ACTOR}.ppo_mini_batch_size=64",
             ],
-            r"each part of a step \(trainer\.v1\.colocate_async\.parameter_sync_step=2\) has 32 prompts",
+            r"each part of a step \(trainer\.v1\.colocate_async\.parameter_sync_step=2\) has 32 prompts"
+            r".* Set actor_rollout_ref\.actor\.ppo_mini_batch_size=32, or "
+            r"data\.train_batch_size=128 and actor_rollout_ref\.actor\.ppo_mini_batch_size=64\.$",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from verl_gsd.dotted_keys import value_at
 from verl_gsd.evaluation.summary import ACCURACY
 from verl_gsd.history import config_of, parts_of_run
 from verl_gsd.records import gaps, listed_steps, read_records
+from verl_gsd.run.messages import read_messages
 from verl_gsd.rundir import (
     EXACT,
     HELD_OUT,
@@ -102,8 +103,7 @@ def read_curve(run: Path, label: str | None = None, source: str | None = None, *
             f"{run}: this is a rehearsal, which --rehearse made. Its weights are random and its scores are seeded. Use "
             "the folder of a run"
         )
-    total = value_at(config, _TOTAL)
-    total = total if isinstance(total, int) else None
+    total = _last_step(layout, attempts, config)
     if not metrics and _validates_rewards(layout):
         raise ValueError(
             f"{run}: its validations have mean rewards (val-core/*/reward/mean@N) and no accuracies, because its "
@@ -179,6 +179,19 @@ def _attempts(layout: RunDirectory) -> list[int]:
     An attempt that trained nothing, such as one that only validated, changes no curve.
     """
     return [part.attempt for part in parts_of_run(layout)] or layout.attempts()
+
+
+def _last_step(layout: RunDirectory, attempts: Sequence[int], config: Mapping[str, Any]) -> int | None:
+    """Return the last step of the newest of ``attempts``; None if it is unknown.
+
+    The trainer says it in a message, because the number of prompts decides it, too. In the laboratory, the config does.
+    """
+    messages = read_messages(layout.messages(attempts[-1])) if attempts else []
+    last = [message.text for message in messages if message.kind == "steps" and message.text.isdecimal()][-1:]
+    if last:
+        return int(last[0])
+    total = value_at(config, _TOTAL)
+    return total if isinstance(total, int) else None
 
 
 def _config(layout: RunDirectory, attempts: Sequence[int]) -> Mapping[str, Any]:

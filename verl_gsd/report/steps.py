@@ -409,9 +409,9 @@ def _predicted_without_forgetting(
 
 
 def _law_of_first_visits(records: pa.Table) -> tuple[float, float] | None:
-    """The likeliest Beta law of the solve rates, from the first recorded visits to prompts."""
+    """The likeliest Beta law of the solve rates, from the first recorded visits to prompts without partial credit."""
     _, earlier = _earlier_counts(records)
-    first = earlier == 0
+    first = (earlier == 0) & ~is_graded(records)
     return likely_law(*(float_column(records, name)[first] for name in ("correct", "total")))
 
 

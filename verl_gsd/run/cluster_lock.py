@@ -231,14 +231,13 @@ def accelerators(config: DictConfig) -> int:
 
 def separate_accelerators(config: DictConfig) -> dict[str, int]:
     """Config section -> the number of accelerators that it has in addition to those of the trainer."""
-    rollout, model = "actor_rollout_ref.rollout", "reward.reward_model"
-    sections = []
+    rollout, model = config.actor_rollout_ref.rollout, config.reward.reward_model
+    numbers = {}
     if config.trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
-        sections.append(rollout)
-    if config.reward.reward_model.enable and config.reward.reward_model.enable_resource_pool:
-        sections.append(model)
-    pools = {section: OmegaConf.select(config, section) for section in sections}
-    return {section: pool.nnodes * pool.n_gpus_per_node for section, pool in pools.items()}
+        numbers["actor_rollout_ref.rollout"] = rollout.nnodes * rollout.n_gpus_per_node
+    if model.enable and model.enable_resource_pool:
+        numbers["reward.reward_model"] = model.nnodes * model.n_gpus_per_node
+    return numbers
 
 
 def lock_queue(transfer_queue: Any) -> None:

@@ -78,7 +78,8 @@ def footprint_of(config: DictConfig, shape: Shape) -> Footprint:
 
     If ``hardware.gpu_memory_gib`` is not a number, ``memory_gib`` is 0.
     """
-    actor, model, rollout = (config.actor_rollout_ref[name] for name in ("actor", "model", "rollout"))
+    policy = config.actor_rollout_ref
+    actor, model, rollout = policy.actor, policy.model, policy.rollout
     rewards = config.reward.reward_model
     is_colocated = rewards.enable and not rewards.enable_resource_pool
     fsdp, gpus = actor.fsdp_config, config.trainer.nnodes * config.trainer.n_gpus_per_node

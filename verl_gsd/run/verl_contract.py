@@ -176,7 +176,7 @@ _NOT_VERLS = (
 )
 _OPEN = ("override_config", "engine_kwargs", "mixed_precision")
 #: The sections of verl's config that our code reads. What else it calls a config begins with other names.
-_SECTIONS = ("actor_rollout_ref", "algorithm", "critic", "data", "ray_kwargs", "reward", "trainer")
+_SECTIONS = ("actor_rollout_ref", "algorithm", "critic", "data", "ray_kwargs", "reward", "skip", "trainer")
 #: Keys that verl reads but does not list in its YAML files.
 _UNLISTED = ("actor_rollout_ref.rollout.enable_sleep_mode",)
 

@@ -12,6 +12,7 @@ from verl_gsd.compare.comparison import compare_curves
 from verl_gsd.compare.comparison_words import caveats
 from verl_gsd.compare.curves import Curve, check_comparable
 from verl_gsd.compare.run_curves import NoValidationYetError, read_curve
+from verl_gsd.run.messages import MessageWriter
 from verl_gsd.rundir import RunDirectory
 
 
@@ -45,6 +46,16 @@ def test_curve_ends_at_the_last_validation_and_the_run_is_unfinished(tmp_path):
     found = read_curve(write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 2: 0.2}, total=5))
     assert (found.tokens, found.finished) == ((10, 30), False)
     assert read_curve(write_run(tmp_path / "seed_2", [10], {1: 0.1})).finished, "nobody said how long it is to be"
+
+
+def test_a_run_that_ended_with_its_epochs_is_finished(tmp_path):
+    run = write_run(tmp_path / "seed_1", [10, 20, 30], {1: 0.1, 3: 0.2}, total=10)
+    assert not read_curve(run).finished
+    MessageWriter(RunDirectory(run).messages(1)).write("steps", "3")
+    assert read_curve(run).total_steps == 3 and read_curve(run).finished
+    write_run(run, [40], {4: 0.3}, first=4, attempt=2, total=10)
+    MessageWriter(RunDirectory(run).messages(2)).write("steps", "6")
+    assert not read_curve(run).finished, "the newest attempt has more epochs"
 
 
 def test_a_rehearsal_has_no_curve(tmp_path):

@@ -59,6 +59,25 @@ def test_rates_that_hold_never_lead_to_a_shorter_half_life(tmp_path, beta, half_
         assert any(text.startswith(f"{KEY}={2 * half_life} ") for text in finding.overrides)
 
 
+def test_partial_credit_is_no_sign_of_a_law(tmp_path):
+    """Eight accuracies of 0.5 sum to 4, as those of a prompt with solve rate 0.5 do."""
+    verdicts = [LeftGroup(group([float(index % 2)] * SIZE, index=index), "trained", {}) for index in range(40)]
+    partly = [LeftGroup(group([0.5] * SIZE, index=index), "trained", {}) for index in range(40, 80)]
+    laws = []
+    for name, left in {"binary": verdicts, "both": verdicts + partly}.items():
+        store = PromptStore(half_life=None)
+        table = with_prediction(step_records(left, step=1, attempt=1, alpha=1.0), store, 1, store.prior)
+        for key in [("math", index) for index in range(80)]:
+            store.observe(key, 4.0, SIZE, 1)
+        again = with_prediction(step_records(left, step=2, attempt=1, alpha=1.0), store, 2, store.prior)
+        for step, rows in enumerate((table, again), start=1):
+            write_step(tmp_path / name, rows, step=step, attempt=1)
+        metrics(tmp_path / name, [(1, {}), (2, {})])
+        steps = step_table(read_run(tmp_path / name, "run"))
+        laws.append((steps["law_a"][-1], steps["law_b"][-1]))
+    assert laws[0] == pytest.approx(laws[1]) and max(laws[0]) < 0.1
+
+
 def test_following_the_advice_ends_the_finding_if_rates_hold(tmp_path):
     rates, half_life = np.broadcast_to(np.random.default_rng(1).beta(0.2, 0.2, PROMPTS), (PASSES, PROMPTS)), 25
     for attempt in range(6):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from verl_gsd.audit import Effect
+from verl_gsd.audit import Effect, parts_of_step
 
 
 def gvpo_effect(config: DictConfig) -> Effect:
@@ -33,7 +33,7 @@ def _contradictions(config: DictConfig) -> Iterator[str]:
     )
     loss, mini_batch = actor.policy_loss, actor.ppo_mini_batch_size
     mode = str(config.trainer.v1.trainer_mode).removeprefix("gsd_")
-    parts = (config.trainer.v1.get(mode) or {}).get("parameter_sync_step", 1)
+    parts = parts_of_step(config)
     # In separate_async, all parts of a step share the old policy. In the other modes, each part has its own.
     has_one_update = mini_batch * parts >= batch and not (mode == "separate_async" and parts > 1)
     if loss.get("reference") == "old" and actor.ppo_epochs == 1 and has_one_update:

@@ -546,8 +546,7 @@ def _total_steps(config: DictConfig, prompts: int) -> int:
     if total is not None and total > available:
         raise ConfigError(
             f"trainer.total_training_steps={total}: trainer.total_epochs={epochs} of {prompts} prompts have only "
-            f"{available} steps, after which verl stops without the last validation. Set trainer.total_training_steps="
-            f"{available}, or a larger trainer.total_epochs."
+            f"{available} steps. Set trainer.total_training_steps={available}, or a larger trainer.total_epochs."
         )
     return available if total is None else int(total)
 

@@ -46,6 +46,24 @@ def _check_dial_settings(config: DictConfig, line: Line) -> Iterator[str]:
             yield str(error)
 
 
+def _check_alpha_is_read(config: DictConfig, line: Line) -> Iterator[str]:
+    """Report verl's GRPO estimator if it has another alpha than the section, for example in a script of verl's.
+
+    Such a key wins over ``+algo=gsd``. A key on our own command line is reported as unused.
+    """
+    algorithm, key, switch = config.algorithm, "algorithm.gsd.alpha", "algorithm.norm_adv_by_std_in_grpo"
+    alpha = OmegaConf.select(config, key)
+    if algorithm.adv_estimator not in ("grpo", "grpo_vectorized") or alpha is None or {key, switch} & set(line.keys):
+        return
+    trained = 1 if algorithm.norm_adv_by_std_in_grpo else 0
+    if alpha != trained:
+        yield (
+            f"{key}={alpha} with algorithm.adv_estimator={algorithm.adv_estimator}: this estimator of verl's does not "
+            f"read it. It trains with alpha {trained}, because {switch}={str(bool(trained)).lower()}. Set "
+            "algorithm.adv_estimator=gsd, or remove algorithm.adv_estimator from your script."
+        )
+
+
 def _check_poll_interval(config: DictConfig, line: Line) -> Iterator[str]:
     interval = OmegaConf.select(config, "algorithm.gsd.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval > 0):
@@ -304,6 +322,7 @@ CHECKS = (
     _check_registration,
     check_section_owners,
     _check_dial_settings,
+    _check_alpha_is_read,
     _check_poll_interval,
     _check_state_setting,
     check_reward_model_pool,

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_gsd import extension
+from verl_gsd.audit import parts_of_step
 from verl_gsd.config.attention import FLASH, SDPA, flash_attention_problem
 from verl_gsd.errors import OUR_MODES
 from verl_gsd.run.compose import Line
@@ -143,13 +145,8 @@ def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
             f"responses per prompt has {rows} rows, which do not divide evenly among {workers} workers. Set "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={mini}{step}."
         )
-    micro = actor.ppo_micro_batch_size_per_gpu
-    if workers and rows % workers == 0 and not actor.use_dynamic_bsz and is_whole(micro, 1) and rows // workers % micro:
-        whole = next(size for size in range(micro, 0, -1) if rows // workers % size == 0)
-        yield (
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}: each worker has {rows // workers} rows of "
-            f"a mini-batch, which do not divide into micro-batches of this size. Set it to {whole}."
-        )
+    if workers and rows % workers == 0:
+        yield from _check_micro_batches(config, rows // workers)
     if trainer.v1.trainer_mode in ("separate_async", OUR_MODES["separate_async"]):
         return  # vLLM replicas use separate accelerators
     parallel, accelerators = rollout.tensor_model_parallel_size, trainer.nnodes * trainer.n_gpus_per_node
@@ -158,3 +155,35 @@ def check_layout(config: DictConfig, line: Line) -> Iterator[str]:
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel}: {accelerators} accelerators do not "
             f"divide into replicas of this size. Set it to a divisor of {accelerators}."
         )
+
+
+def _check_micro_batches(config: DictConfig, rows: int) -> Iterator[str]:
+    """Report micro-batches of a fixed size into which a worker's rows do not divide.
+
+    Args:
+        rows: those of a mini-batch on one worker.
+    """
+    policy = config.actor_rollout_ref
+    actor, rollout, ref = policy.actor, policy.rollout, policy.ref
+    sizes = []  # (key, its value, the rows that it has to divide, what they are part of)
+    if not actor.use_dynamic_bsz:
+        key = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+        sizes.append((key, actor.ppo_micro_batch_size_per_gpu, rows, "mini-batch"))
+    pads_itself = any(declaration.counts_groups for declaration in extension.active(config.algorithm.get("gsd")))
+    if is_whole(config.data.train_batch_size, 1) and not pads_itself:
+        prompts = config.data.train_batch_size // parts_of_step(config)
+        in_step = -(-prompts // actor.ppo_mini_batch_size) * rows  # verl fills the last mini-batch with padding
+        roles = [("rollout", rollout)]
+        if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
+            roles.append(("ref", ref))
+        for name, role in roles:
+            if not role.log_prob_use_dynamic_bsz:
+                key = f"actor_rollout_ref.{name}.log_prob_micro_batch_size_per_gpu"
+                sizes.append((key, role.log_prob_micro_batch_size_per_gpu, in_step, "step"))
+    for key, micro, whole, part in sizes:
+        if is_whole(micro, 1) and whole % micro:
+            fitting = next(size for size in range(micro, 0, -1) if whole % size == 0)
+            yield (
+                f"{key}={micro}: each worker has {whole} rows of a {part}, which do not divide into micro-batches of "
+                f"this size. Set it to {fitting}."
+            )

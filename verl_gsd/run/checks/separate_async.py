@@ -49,7 +49,8 @@ def _check_parts(config: DictConfig, mode: str) -> Iterator[str]:
     batch, mini, parts = (OmegaConf.select(config, key) for key in ("data.train_batch_size", _MINI, _PARTS))
     if not all(is_whole(number, 1) for number in (batch, mini, parts)) or batch == parts * mini:
         return  # other checks report numbers that are none
-    remedies = [f"data.train_batch_size={parts * mini}"]
+    # Recipes set the mini-batch to the batch, so that it would grow with it.
+    remedies = [f"data.train_batch_size={parts * mini} and {_MINI}={mini}"]
     if batch % mini == 0:
         remedies.insert(0, f"{_PARTS}={batch // mini}")
     if batch % parts == 0:

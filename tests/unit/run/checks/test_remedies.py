@@ -54,6 +54,7 @@ ATTENTION, ULYSSES = (
 )
 OWN_ULYSSES = f"{ACTOR}.ulysses_sequence_parallel_size"
 EXPERT = f"algo=dagrpo_anchors {TRAIN}={{files}}/a.parquet {DAGRPO}.demonstrations.source=expert"
+GSD_SEVEN = "recipe=gsd/qwen2.5_math_7b hardware=8xa100_80g"
 SEVEN = "recipe=gvpo/qwen2.5_math_7b hardware=8xa100_80g"
 POOL = f"{REWARDS}.enable_resource_pool=true {REWARDS}.nnodes=1 {REWARDS}.n_gpus_per_node=1 {REWARDS}.rollout.name=vllm"
 USE_MODEL = f"{REWARDS}.enable=true {REWARDS}.model_path=MODEL {POOL}"
@@ -160,7 +161,20 @@ CASES = [
     (
         f"{SEPARATE} {PARTS}=4 data.train_batch_size=128 {ACTOR}.ppo_mini_batch_size=128",
         "which makes 512",
-        [f"{ACTOR}.ppo_mini_batch_size=32", f"{PARTS}=1", "data.train_batch_size=512"],
+        [
+            f"{ACTOR}.ppo_mini_batch_size=32",
+            f"{PARTS}=1",
+            f"data.train_batch_size=512 {ACTOR}.ppo_mini_batch_size=128",
+        ],
+    ),
+    (  # as in the recipe, where a mini-batch is the batch and would grow with it
+        f"{SEPARATE} {PARTS}=4 data.train_batch_size=128",
+        "which makes 512",
+        [
+            f"{ACTOR}.ppo_mini_batch_size=32",
+            f"{PARTS}=1",
+            f"data.train_batch_size=512 {ACTOR}.ppo_mini_batch_size=128",
+        ],
     ),
     (
         f"{SEPARATE} trainer.n_gpus_per_node=2 {ROLLOUT}.tensor_model_parallel_size=4",
@@ -203,6 +217,11 @@ CASES = [
         [f"{ACTOR}.ppo_mini_batch_size=16", "data.train_batch_size=32"],
     ),
     (
+        f"{GSD_SEVEN} algo=gsd algorithm.adv_estimator=grpo",
+        "does not read it",
+        ["algorithm.adv_estimator=gsd", "~algorithm.adv_estimator"],
+    ),
+    (
         f"{SEVEN} {ACTOR}.ppo_mini_batch_size=3 {ROLLOUT}.n=5",
         "do not divide evenly",
         [f"{ACTOR}.ppo_mini_batch_size=8"],
@@ -216,6 +235,18 @@ CASES = [
         f"{SEVEN} {ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=3",
         "do not divide into micro-batches",
         [f"{ACTOR}.ppo_micro_batch_size_per_gpu=2"],
+    ),
+    (
+        f"{GSD_SEVEN} {ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=2 "
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=3",
+        "rows of a step, which do not divide",
+        [f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=2"],
+    ),
+    (
+        f"{GSD_SEVEN} {ACTOR}.use_kl_loss=true actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false "
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=3",
+        "rows of a step, which do not divide",
+        ["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=2"],
     ),
     (
         f"{SEVEN} {ROLLOUT}.tensor_model_parallel_size=8",

@@ -11,6 +11,7 @@ from checkpoint_files import write_checkpoint
 
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
+from verl_gsd.run.checks.gsd_section import gsd_section_problems
 from verl_gsd.tasks.catalog import TASKS
 
 
@@ -54,7 +55,7 @@ LINES = [
     },
     {
         "algorithm.gamma=0.9": r"algorithm\.gamma=0\.9 does nothing",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3": r"_per_gpu=3 .*use_dynamic_bsz=true.*ppo_max_token",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3": r"_per_gpu=3 .*Remove it, or set use_dynamic_bsz=",
         "algorithm.norm_adv_by_std_in_grpo=false": r"norm_adv_by_std_in_grpo=False .*algorithm\.gsd\.alpha",
         "actor_rollout_ref.actor.clip_ratio=0.3": r"clip_ratio=0\.3 .*clip_ratio_low.*clip_ratio_high",
         "actor_rollout_ref.actor.kl_loss_coef=0.1": r"kl_loss_coef=0\.1 .*use_kl_loss is false",
@@ -138,6 +139,28 @@ def test_settings_of_the_dial_do_nothing_under_verls_own_estimator(check, tiny_t
     with pytest.raises(ConfigError, match=r"algorithm\.gsd\.alpha=0\.5 .*gsd"):
         check(tiny_task, "algorithm.adv_estimator=grpo", "algorithm.gsd.alpha=0.5")
     check(tiny_task, "algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=false")
+
+
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        (["algo=gsd"], "alpha 1"),
+        (["algo=gsd", "algorithm.norm_adv_by_std_in_grpo=false"], "alpha 0"),
+        (["algo=grpo", "algorithm.norm_adv_by_std_in_grpo=false"], "alpha 0"),
+        (["algo=grpo"], None),
+        (["algo=dr_grpo"], None),
+        (["algo=dapo"], None),
+    ],
+)
+def test_a_script_of_verls_that_keeps_its_estimator_is_told_so(compose_fast, words, trained):
+    """``main_ppo algorithm.adv_estimator=grpo ... +algo=gsd`` would train with verl's alpha."""
+    words = ["task=arithmetic", "hardware=cpu", "algorithm.adv_estimator=grpo", *words]
+    found = [text for text in gsd_section_problems(compose_fast(*words)[0]) if "does not read it" in text]
+    assert len(found) == (trained is not None)
+    if trained:
+        assert f"It trains with {trained}, " in found[0]
+        followed, _ = compose_fast(*(word for word in words if word != "algorithm.adv_estimator=grpo"))
+        assert not [text for text in gsd_section_problems(followed) if "does not read it" in text]
 
 
 def test_the_device_cpu_takes_more_than_its_name(compose_fast, tiny_task, monkeypatch):
