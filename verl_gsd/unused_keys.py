@@ -129,6 +129,11 @@ KEYS = (
     UnusedKey("actor_rollout_ref.actor.kl_loss_type", _no_kl_loss, "actor_rollout_ref.actor.use_kl_loss is false"),
     UnusedKey("actor_rollout_ref.ref", _no_reference, "the config has no KL term, so there is no reference model"),
     UnusedKey(
+        "actor_rollout_ref.actor.grad_clip",
+        lambda c: c.actor_rollout_ref.actor.grad_clip != c.actor_rollout_ref.actor.optim.clip_grad,
+        "verl's optimiser reads another key. Set actor_rollout_ref.actor.optim.clip_grad",
+    ),
+    UnusedKey(
         "actor_rollout_ref.actor.clip_ratio",
         lambda c: (
             c.actor_rollout_ref.actor.clip_ratio_low is not None

@@ -21,9 +21,11 @@ from verl_gsd.conflicts import lacks_accuracy
 from verl_gsd.dial_settings import dial_settings
 from verl_gsd.dynamic_sampling import OLD_METRICS
 from verl_gsd.errors import OUR_MODES, OWN_GPUS_FOR_REWARDS, ConfigError
+from verl_gsd.estimators import GROUP_BASELINES
 from verl_gsd.history import is_left_behind
 from verl_gsd.run.checks.conflicts import check_conflicts
 from verl_gsd.run.checks.limits import check_limits
+from verl_gsd.run.checks.old_keys import check_old_keys
 from verl_gsd.run.cluster_lock import is_job
 from verl_gsd.run.compose import Line
 from verl_gsd.run.dataset import fingerprints
@@ -47,21 +49,18 @@ def _check_dial_settings(config: DictConfig, line: Line) -> Iterator[str]:
 
 
 def _check_alpha_is_read(config: DictConfig, line: Line) -> Iterator[str]:
-    """Report verl's GRPO estimator if it has another alpha than the section, for example in a script of verl's.
+    """Report an alpha between or beyond 0 and 1 under an estimator of verl's, which cannot have it.
 
-    Such a key wins over ``+algo=gsd``. A key on our own command line is reported as unused.
+    Scripts of verl's set the estimator, and such a key wins over ``+algo=gsd``. On our own command line, an alpha that
+    nothing reads is an unused key.
     """
-    algorithm, key, switch = config.algorithm, "algorithm.gsd.alpha", "algorithm.norm_adv_by_std_in_grpo"
-    alpha = OmegaConf.select(config, key)
-    if algorithm.adv_estimator not in ("grpo", "grpo_vectorized") or alpha is None or {key, switch} & set(line.keys):
+    alpha, estimator = OmegaConf.select(config, "algorithm.gsd.alpha"), config.algorithm.adv_estimator
+    if alpha in (None, 0, 1) or estimator not in GROUP_BASELINES - {"gsd"} or "algorithm.gsd.alpha" in line.keys:
         return
-    trained = 1 if algorithm.norm_adv_by_std_in_grpo else 0
-    if alpha != trained:
-        yield (
-            f"{key}={alpha} with algorithm.adv_estimator={algorithm.adv_estimator}: this estimator of verl's does not "
-            f"read it. It trains with alpha {trained}, because {switch}={str(bool(trained)).lower()}. Set "
-            "algorithm.adv_estimator=gsd, or remove algorithm.adv_estimator from your script."
-        )
+    yield (
+        f"algorithm.gsd.alpha={alpha} with algorithm.adv_estimator={estimator}: this estimator of verl's does not read "
+        "it. Set algorithm.adv_estimator=gsd, or remove algorithm.adv_estimator from your script."
+    )
 
 
 def _check_poll_interval(config: DictConfig, line: Line) -> Iterator[str]:
@@ -325,6 +324,7 @@ CHECKS = (
     _check_alpha_is_read,
     _check_poll_interval,
     _check_state_setting,
+    check_old_keys,
     check_reward_model_pool,
     check_accuracies_known,
     check_filter_metric,

@@ -165,6 +165,13 @@ def _check_micro_batches(config: DictConfig, rows: int) -> Iterator[str]:
     """
     policy = config.actor_rollout_ref
     actor, rollout, ref = policy.actor, policy.rollout, policy.ref
+    if rollout.log_prob_use_dynamic_bsz != actor.use_dynamic_bsz:
+        yield (
+            f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz={rollout.log_prob_use_dynamic_bsz} with "
+            f"actor_rollout_ref.actor.use_dynamic_bsz={actor.use_dynamic_bsz}: verl's workers require the same value. "
+            f"Set actor_rollout_ref.rollout.log_prob_use_dynamic_bsz={str(bool(actor.use_dynamic_bsz)).lower()}."
+        )
+        return
     sizes = []  # (key, its value, the rows that it has to divide, what they are part of)
     if not actor.use_dynamic_bsz:
         key = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
@@ -173,10 +180,13 @@ def _check_micro_batches(config: DictConfig, rows: int) -> Iterator[str]:
     if is_whole(config.data.train_batch_size, 1) and not pads_itself:
         prompts = config.data.train_batch_size // parts_of_step(config)
         in_step = -(-prompts // actor.ppo_mini_batch_size) * rows  # verl fills the last mini-batch with padding
-        roles = [("rollout", rollout)]
-        if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
-            roles.append(("ref", ref))
-        for name, role in roles:
+        roles = {}
+        if not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
+            roles["rollout"] = rollout
+        # With LoRA, the actor without its adapter is the reference model, and reads the rollout's key.
+        if (actor.use_kl_loss or config.algorithm.use_kl_in_reward) and not is_whole(policy.model.lora_rank, 1):
+            roles["ref"] = ref
+        for name, role in roles.items():
             if not role.log_prob_use_dynamic_bsz:
                 key = f"actor_rollout_ref.{name}.log_prob_micro_batch_size_per_gpu"
                 sizes.append((key, role.log_prob_micro_batch_size_per_gpu, in_step, "step"))

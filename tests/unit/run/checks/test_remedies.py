@@ -217,6 +217,16 @@ CASES = [
         [f"{ACTOR}.ppo_mini_batch_size=16", "data.train_batch_size=32"],
     ),
     (
+        f"{GSD_SEVEN} reward_model.num_workers=16",
+        "does nothing: verl reads",
+        ["~reward_model.num_workers reward.num_workers=16"],
+    ),
+    (
+        f"{GSD_SEVEN} {ROLLOUT}.log_prob_use_dynamic_bsz=false",
+        "workers require the same value",
+        [f"{ROLLOUT}.log_prob_use_dynamic_bsz=true"],
+    ),
+    (
         f"{GSD_SEVEN} algo=gsd algorithm.adv_estimator=grpo",
         "does not read it",
         ["algorithm.adv_estimator=gsd", "~algorithm.adv_estimator"],
@@ -745,6 +755,7 @@ UNUSED = [*unused_keys._of_extensions(), *unused_keys.KEYS]
 LINES_OF_UNUSED = [
     *([f"algo={name}"] for name in groups.choices("algo")),
     ["algorithm.adv_estimator=grpo"],
+    [f"{ACTOR}.optim.clip_grad=0.5"],
     [f"{MODE}=sync"],
     ["sampler=disagreement"],
     [f"{FILTER}.enable=false"],

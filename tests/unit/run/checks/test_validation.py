@@ -12,6 +12,8 @@ from checkpoint_files import write_checkpoint
 from verl_gsd.errors import ConfigError
 from verl_gsd.run.checks import validate
 from verl_gsd.run.checks.gsd_section import gsd_section_problems
+from verl_gsd.run.checks.old_keys import check_old_keys
+from verl_gsd.run.checks.parallelism import check_layout
 from verl_gsd.tasks.catalog import TASKS
 
 
@@ -142,25 +144,58 @@ def test_settings_of_the_dial_do_nothing_under_verls_own_estimator(check, tiny_t
 
 
 @pytest.mark.parametrize(
-    ("words", "trained"),
+    ("words", "is_rejected"),
     [
-        (["algo=gsd"], "alpha 1"),
-        (["algo=gsd", "algorithm.norm_adv_by_std_in_grpo=false"], "alpha 0"),
-        (["algo=grpo", "algorithm.norm_adv_by_std_in_grpo=false"], "alpha 0"),
-        (["algo=grpo"], None),
-        (["algo=dr_grpo"], None),
-        (["algo=dapo"], None),
+        (["algo=gsd"], True),
+        (["algo=gsd", "algorithm.adv_estimator=rloo"], True),
+        (["algo=gsd", "algorithm.adv_estimator=gsd"], False),
+        (["algo=grpo"], False),
+        (["algo=dr_grpo"], False),
+        (["algo=grpo", "algorithm.norm_adv_by_std_in_grpo=false"], False),  # verl's own switch
     ],
 )
-def test_a_script_of_verls_that_keeps_its_estimator_is_told_so(compose_fast, words, trained):
+def test_a_script_of_verls_that_keeps_its_estimator_is_told_so(compose_fast, words, is_rejected):
     """``main_ppo algorithm.adv_estimator=grpo ... +algo=gsd`` would train with verl's alpha."""
     words = ["task=arithmetic", "hardware=cpu", "algorithm.adv_estimator=grpo", *words]
-    found = [text for text in gsd_section_problems(compose_fast(*words)[0]) if "does not read it" in text]
-    assert len(found) == (trained is not None)
-    if trained:
-        assert f"It trains with {trained}, " in found[0]
-        followed, _ = compose_fast(*(word for word in words if word != "algorithm.adv_estimator=grpo"))
-        assert not [text for text in gsd_section_problems(followed) if "does not read it" in text]
+    assert any("does not read it" in text for text in gsd_section_problems(compose_fast(*words)[0])) is is_rejected
+
+
+@pytest.mark.parametrize(
+    ("word", "new"),
+    [
+        ("custom_reward_function.path=mine.py", "reward.custom_reward_function.path"),
+        ("custom_reward_function.name=score", "reward.custom_reward_function.name"),
+        ("reward_model.reward_manager=dapo", "reward.reward_manager.name"),
+        ("+reward_model.reward_kwargs.max_resp_len=512", "reward.reward_kwargs.max_resp_len"),
+        ("reward_model.enable=true", "reward.reward_model.enable"),
+        ("reward_model.model.path=/models/scorer", "reward.reward_model.model_path"),
+        ("reward_model.rollout.load_format=auto", "reward.reward_model.rollout.load_format"),
+        ("sandbox_fusion.memory_limit_mb=1024", "reward.sandbox_fusion.memory_limit_mb"),
+    ],
+)
+def test_keys_that_verls_trainer_no_longer_reads_are_rejected_with_the_new_ones(compose_fast, word, new):
+    config, line = compose_fast("algo=grpo", "task=arithmetic", "hardware=cpu", word)
+    (text,) = check_old_keys(config, line)
+    assert f"verl reads {new} instead" in text and text in gsd_section_problems(config)
+
+
+def test_log_probabilities_that_verl_does_not_compute_need_no_micro_batches(compose_fast):
+    """In the bypass mode vLLM's are used, and with LoRA the actor is the reference model."""
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    fixed = [
+        "algo=grpo",
+        "task=arithmetic",
+        "hardware=cpu",
+        f"{actor}.use_dynamic_bsz=false",
+        f"{actor}.use_kl_loss=true",
+    ]
+    sizes = [f"{actor}.ppo_micro_batch_size_per_gpu=1", f"{rollout}.log_prob_micro_batch_size_per_gpu=7"]
+    ref = ["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"]
+    bypass = ["+algorithm.rollout_correction.bypass_mode=true"]
+    for words, expected in (([], 1), (ref, 2), ([*bypass], 0), ([*ref, *bypass], 1)):
+        assert len(list(check_layout(*compose_fast(*fixed, *sizes, *words)))) == expected
+    adapter = ["actor_rollout_ref.model.lora_rank=8"]
+    assert len(list(check_layout(*compose_fast(*fixed, *sizes, *ref, *adapter)))) == 1
 
 
 def test_the_device_cpu_takes_more_than_its_name(compose_fast, tiny_task, monkeypatch):
