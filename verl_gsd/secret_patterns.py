@@ -11,6 +11,8 @@ SECRET_NAME = re.compile(
     r"|(?:^|[_-])(?:pw|pass|pat)$",  # not pass_at_k
     re.IGNORECASE,
 )
+#: verl's keys that name a column of the data. ``SECRET_NAME`` fits most of them.
+COLUMN_KEYS = ("prompt_key", "reward_fn_key", "image_key", "video_key", "audio_key", "teacher_key")
 #: Others may have made the values, so that a search takes a time linear in the length of the text.
 SECRET_VALUE = re.compile(
     # Tokens of Hugging Face, OpenAI and others, GitHub, GitLab, Slack, AWS, Google, NVIDIA, PyPI and Stripe

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from running import metrics, remembered, replayed, replayed_anchors, verl_gsd, weights
 from safetensors.torch import load_file
 
@@ -88,6 +89,15 @@ def is_failing(row):
 
 def size_of(row):
     return SIZE - 1 if row["index"] % 3 == 0 else SIZE
+
+
+def test_the_run_has_its_config_although_verls_command_started_it(run):
+    """A report reads the limits of lengths, the clip and dynamic sampling from it."""
+    for name in ("config.yaml", "configs/attempt_1.yaml"):
+        config = yaml.safe_load((run.path / name).read_text())
+        assert config["trainer"]["v1"]["trainer_mode"] == "gsd_colocate_async"
+        assert config["algorithm"]["filter_groups"]["enable"] is True
+        assert config["data"]["prompt_key"] == "prompt"
 
 
 def test_each_step_trains_whole_groups_that_disagree_and_every_other_group_is_recorded_by_its_fate(run):

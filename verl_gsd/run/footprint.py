@@ -42,6 +42,14 @@ def shape_of_model(path: str) -> Shape | None:
     return None if cached is None else Shape.of(model_config(str(cached.parent)))
 
 
+def has_scaled_positions(path: str) -> bool:
+    """Whether a model's config extends its rotary positions, for example with YaRN. False if it is not known."""
+    cached = None if (Path(path).expanduser() / "config.json").is_file() else cached_config(path)
+    config = model_config(path if cached is None else str(cached.parent))
+    kinds = [config.get(name) for name in ("rope_scaling", "rope_parameters")]
+    return any(isinstance(kind, dict) and kind.get("rope_type", kind.get("type")) != "default" for kind in kinds)
+
+
 def gpu_memory_gib(config: DictConfig) -> float | None:
     """GiB of one GPU; None if it is not set. Also None for engines other than FSDP, whose sharding is not modeled."""
     value = OmegaConf.select(config, "hardware.gpu_memory_gib")

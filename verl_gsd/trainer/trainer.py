@@ -42,6 +42,7 @@ from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.checks.steps_left import finished
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
+from verl_gsd.run.own_config import without_secrets, write_own_config
 from verl_gsd.run.truncation import obey_truncation
 from verl_gsd.run.verl_hooks import reject_if_failed, reject_if_unfit
 from verl_gsd.rundir import SIZES_IN_DATA, RunDirectory
@@ -124,6 +125,8 @@ class GroupTrainer(PPOTrainer):
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
+        # Before verl's changes, such as the mode below.
+        self._own_config = None if _is_launched_by_us() else without_secrets(config)
         audited = audit(config)
         self.messages = MessageWriter(self._run.messages(self._attempt))
         self.monitor = RunMonitor(config, self.messages, lambda: self.global_steps)
@@ -194,6 +197,8 @@ class GroupTrainer(PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
+        if self._own_config is not None:
+            write_own_config(self._own_config, self._run, self._attempt)
         self.messages.write("steps", str(self.total_training_steps))
         try:
             super().fit(agent_loop_manager)

@@ -7,6 +7,7 @@ states need during generation is known more exactly, so that any excess is rejec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from verl_gsd.run.footprint import (
     footprint_of,
     gpu_memory_gib,
     has_adapter,
+    has_scaled_positions,
     has_valid_sizes,
     shape_of,
     shape_of_model,
@@ -38,6 +40,9 @@ _CPU_PARAMETERS = 2e8
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 _REWARDS = "reward.reward_model"
+_POSITIONS = "actor_rollout_ref.model.override_config.max_position_embeddings"
+#: vLLM's variable for contexts longer than the model's.
+_ALLOW_LONGER = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 #: Tokens per micro-batch of old and reference log-probabilities.
 LOG_PROB_ROOM = f"{_ROLLOUT}.log_prob_max_token_len_per_gpu"
 REFERENCE_ROOM = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
@@ -71,6 +76,7 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
             f"{_ROLLOUT}.max_model_len={context}: {config.actor_rollout_ref.model.path} supports {shape.positions} "
             f"tokens, and verl does not start with more. Set it to {shape.positions} or less, or to null."
         )
+    yield from _check_context_of_vllm(config, shape)
     yield from _check_heads(config, shape)
     if gpu_memory_gib(config) is None:
         return
@@ -80,6 +86,21 @@ def check_memory(config: DictConfig, line: Line) -> Iterator[str]:
         problems[-1] += f" {_what_fits(footprint)}"
     yield from problems
     yield from _check_reward_model(config, footprint)
+
+
+def _check_context_of_vllm(config: DictConfig, shape: Shape) -> Iterator[str]:
+    """Report a longer context that only the trainer knows: verl does not pass its overrides of a model to vLLM."""
+    path, rollout = str(config.actor_rollout_ref.model.path), config.actor_rollout_ref.rollout
+    own = shape_of_model(path)
+    context = rollout.max_model_len if is_whole(rollout.max_model_len, 1) else shape.positions
+    is_told = bool(OmegaConf.select(rollout, "engine_kwargs.vllm.hf_overrides")) or _ALLOW_LONGER in os.environ
+    is_told = is_told or has_scaled_positions(path)  # vLLM then accepts more than max_position_embeddings
+    if rollout.name == "vllm" and own is not None and context > own.positions < shape.positions and not is_told:
+        yield (
+            f"{_POSITIONS}={shape.positions}: vLLM does not see this. It reads {own.positions} from the model's "
+            "config.json, and does not start with more. Copy the model, change max_position_embeddings in the "
+            "config.json of the copy, and use model=COPY without this key."
+        )
 
 
 def _check_heads(config: DictConfig, shape: Shape) -> Iterator[str]:

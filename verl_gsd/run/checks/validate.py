@@ -42,7 +42,7 @@ from verl_gsd.run.dataset import count_rows
 from verl_gsd.run.engines import check_engine, check_engine_installed
 from verl_gsd.run.remote_paths import MODEL_KEYS, missing_client, scheme_of, unreadable_file, unreadable_model
 from verl_gsd.scalars import is_finite, is_whole
-from verl_gsd.secret_patterns import SECRET_NAME, SECRET_VALUE
+from verl_gsd.secret_patterns import COLUMN_KEYS, SECRET_NAME, SECRET_VALUE
 from verl_gsd.tasks.catalog import TASKS
 
 #: Logs, metrics and Ray's session need at least this much disk space. Checkpoints need more.
@@ -50,8 +50,6 @@ MINIMUM_FREE_BYTES = 1 << 30
 #: If more than this share of a disk is used, Ray does not spill objects to it, and then hangs or fails.
 FULLEST_DISK = 0.95
 
-#: verl's keys that name a column of the data.
-_COLUMN_KEYS = ("prompt_key", "reward_fn_key", "image_key", "video_key", "audio_key", "teacher_key")
 #: A key begins in this way, and a name of an environment variable does not: it is all capitals, or all small letters.
 _KEY_PREFIX = re.compile(r"(?:hf_|gh[oprsu]_|github_pat_|gsk_|r8_|npm_|[rs]k_)[a-z_]*[A-Z0-9]")
 #: The name of the variable in an interpolation ${oc.env:NAME} or ${oc.env:NAME,DEFAULT}, which may lie within another.
@@ -367,7 +365,7 @@ def _names_secret(key: str, value: str) -> bool:
     section, _, name = key.rpartition(".")
     if section.endswith(".env_vars"):
         return bool(_SECRET_VARIABLE.search(name))
-    if name in _COLUMN_KEYS:
+    if name in COLUMN_KEYS:
         return False
     # The value of a key that ends in _env is the name of a variable, unless the user has put the secret itself there.
     is_variable = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and not _KEY_PREFIX.match(value)

@@ -381,7 +381,16 @@ def test_the_sizes_of_a_downloaded_model_are_known(sized, tmp_path, monkeypatch)
     assert "supports 4000" in problem
     key = "actor_rollout_ref.model.override_config.max_position_embeddings"
     OmegaConf.update(config, key, 4096, force_add=True)
+    (problem,) = memory.check_memory(config, Line({}, ()))
+    assert "vLLM does not see this. It reads 4000 from" in problem
+    told = "actor_rollout_ref.rollout.engine_kwargs.vllm.hf_overrides.max_position_embeddings"
+    OmegaConf.update(config, told, 4096, force_add=True)
     assert list(memory.check_memory(config, Line({}, ()))) == []
+    OmegaConf.update(config, told.rpartition(".")[0], None)
+    for kind, problems in ({"rope_type": "yarn", "factor": 4.0}, 0), ({"rope_type": "default"}, 1):
+        scaled = shape | {"vocab_size": 100, "max_position_embeddings": 4000, "rope_parameters": kind}
+        (snapshot / "config.json").write_text(json.dumps(scaled))
+        assert len(list(memory.check_memory(config, Line({}, ())))) == problems
 
 
 def test_models_of_unknown_shape_are_not_rejected(sized, tmp_path):
