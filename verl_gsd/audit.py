@@ -22,12 +22,14 @@ from verl_gsd.dotted_keys import dotted_leaves
 from verl_gsd.dynamic_sampling import GRADED_VERIFIERS, OLD_METRICS
 from verl_gsd.estimators import has_group_baseline
 from verl_gsd.planning import gain
-from verl_gsd.scalars import is_whole
+from verl_gsd.scalars import is_finite, is_whole
 
 #: Solve rates for which the audit prints the gain. The gain is symmetric about 0.5.
 RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 
+#: Clips of single tokens are 0.2 and 0.28, and GSPO's of whole responses are 3e-4 and 4e-4.
+_WIDE_GSPO_CLIP = 0.05
 #: Reward functions of this package that return only 0 and 1.
 _BINARY_VERIFIERS = frozenset(f"pkg://verl_gsd.tasks.{name}" for name in ("arithmetic", "maths", "choice"))
 
@@ -344,6 +346,14 @@ def _contradictions(config: DictConfig, operation: Operation | None, group_size:
         yield (
             "algorithm.use_kl_in_reward=true: sigma is then the standard deviation of the reward minus a KL penalty, "
             "and no group is silent. Set it to false, and set actor_rollout_ref.actor.use_kl_loss=true instead."
+        )
+    clips = {name: actor[name] for name in ("clip_ratio_low", "clip_ratio_high") if is_finite(actor[name])}
+    if actor.policy_loss.loss_mode == "gspo" and max(clips.values(), default=0.0) > _WIDE_GSPO_CLIP:
+        settings = " and ".join(f"actor_rollout_ref.actor.{name}={clip:g}" for name, clip in clips.items())
+        yield (
+            f"{settings} with policy_loss.loss_mode=gspo: its ratio is the geometric mean of those of a response's "
+            "tokens and stays close to 1, so that it would not be clipped. GSPO's paper clips at 0.0003 and 0.0004. "
+            "Set actor_rollout_ref.actor.clip_ratio_low=0.0003 and actor_rollout_ref.actor.clip_ratio_high=0.0004."
         )
     yield from _padded_steps(config)
     if _filters_groups(config):

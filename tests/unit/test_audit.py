@@ -165,6 +165,10 @@ def test_dynamic_sampling_leaves_nothing_to_leave_out(audited):
             ],
             "loss_agg_mode=seq-mean-token-sum-norm.*algorithm.norm_adv_by_std_in_grpo=false",
         ),
+        (  # as scripts of verl's set them, and such keys win over +algo=gspo
+            ["algo=gspo", f"{ACTOR}.clip_ratio_low=0.2", f"{ACTOR}.clip_ratio_high=0.28"],
+            r"clip_ratio_low=0\.2 and .*clip_ratio_high=0\.28 .*loss_mode=gspo.*clip_ratio_low=0\.0003",
+        ),
         (
             ["algo=dr_grpo", "actor_rollout_ref.actor.loss_scale_factor=null"],
             "factor=null.*data.max_response_length",
@@ -332,6 +336,7 @@ def test_hadw_is_said_to_weigh(audited):
             ["algorithm.norm_adv_by_std_in_grpo=false"],
         ),
         (["algo=dr_grpo", f"{ACTOR}.loss_scale_factor=null"], [f"{ACTOR}.loss_scale_factor=6"]),
+        (["algo=gspo", f"{ACTOR}.clip_ratio_high=0.28"], [f"{ACTOR}.clip_ratio_high=0.0004"]),
         (["algo=grpo", "algorithm.use_kl_in_reward=true"], ["algorithm.use_kl_in_reward=false"]),
         (["algo=dapo", "algorithm.filter_groups.metric=reward"], ["algorithm.filter_groups.metric=acc"]),
         (
