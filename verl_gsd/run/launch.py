@@ -216,6 +216,13 @@ def require_unused(run: RunDirectory) -> None:
                 f"trainer.default_local_dir={run.path}: this folder is not empty, and its run saved no checkpoint from "
                 "which it could be resumed. Set trainer.default_local_dir to another folder."
             )
+        if not run.overrides.exists():
+            raise ConfigError(
+                f"trainer.default_local_dir={run.path}: verl's own command wrote the run in this folder, and resume= "
+                "cannot go on with it. Set trainer.default_local_dir to another folder. To begin with its weights, set "
+                "trainer.resume_mode=resume_path and "
+                f"trainer.resume_from_path={run.checkpoint(run.latest_checkpoint() or 0)}."
+            )
         raise ConfigError(
             f"trainer.default_local_dir={run.path}: this folder is not empty, and verl would resume the run in it. Set "
             f"resume={run.path} to resume it, or set trainer.default_local_dir to another folder."

@@ -19,6 +19,7 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl.trainer.ppo.padding_utils import SYNTHETIC_PADDING_SEQ_LEN
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
@@ -40,6 +41,7 @@ from verl_gsd.run.checks.parallelism import attention_reason
 from verl_gsd.run.checks.prompt_lengths import check_prompts
 from verl_gsd.run.checks.sizes_in_data import dataset_group_sizes
 from verl_gsd.run.checks.steps_left import finished
+from verl_gsd.run.checks.verls_command import check_verls_command
 from verl_gsd.run.dataset import UNKNOWN_SOURCE, indices_are_unique, prompt_keys
 from verl_gsd.run.messages import MessageWriter, RunStoppedError
 from verl_gsd.run.own_config import without_secrets, write_own_config
@@ -121,7 +123,10 @@ class GroupTrainer(PPOTrainer):
 
     def __init__(self, config: DictConfig):
         reject_if_unfit()
-        if problems := gsd_section_problems(config):
+        problems = gsd_section_problems(config)
+        if not problems and not _is_launched_by_us():
+            problems = list(check_verls_command(config, [estimator.value for estimator in AdvantageEstimator]))
+        if problems:
             raise ConfigError("\n".join(problems))
         self._run = RunDirectory(Path(config.trainer.default_local_dir))
         self._attempt = _attempt(self._run)
@@ -197,6 +202,12 @@ class GroupTrainer(PPOTrainer):
         metrics = self._run.metrics(self._attempt)
         if Path(os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(metrics))) == metrics:
             metrics.parent.mkdir(parents=True, exist_ok=True)
+        elif not _is_launched_by_us():
+            self.messages.write(
+                "warning",
+                f"VERL_FILE_LOGGER_PATH={os.environ['VERL_FILE_LOGGER_PATH']}: verl writes the metrics there. Reports, "
+                f"compare and the console read {metrics}. Unset the variable before you start the next run.",
+            )
         if self._own_config is not None:
             write_own_config(self._own_config, self._run, self._attempt)
         self.messages.write("steps", str(self.total_training_steps))

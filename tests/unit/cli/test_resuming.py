@@ -222,6 +222,9 @@ def test_a_run_that_stopped_before_its_first_checkpoint_is_told_how_often_to_sav
 def test_a_folder_without_a_checkpoint_is_not_offered_to_be_resumed(run):
     with pytest.raises(ConfigError, match="Set resume="):
         launch.require_unused(run)
+    run.overrides.unlink()  # as after verl's own command
+    with pytest.raises(ConfigError, match=r"To begin with its weights, .*resume_from_path=.*global_step"):
+        launch.require_unused(run)
     run.marker.unlink()
     with pytest.raises(ConfigError, match=r"saved no checkpoint .* Set trainer\.default_local_dir") as caught:
         launch.require_unused(run)

@@ -587,6 +587,7 @@ UNTRIED = {
     "data_sources.py:check_prepared_verifier": "the remedy is data= (test_data_sources.py)",
     "lora.py:check_lora:": "the case of Megatron (test_lora.py) needs verl's files for it",
     "memory.py:estimate:": "warnings about the machine's memory and CPU (test_memory.py), and lines that only describe",
+    "verls_command.py:": "they have no line (test_verls_command.py)",
     "memory.py:_check_context_of_vllm": "the remedy is a copy of the model (test_memory.py)",
     "memory.py:_check_rollout": "a reward model on the policy's GPUs, only in verl's own modes (test_memory.py)",
     "memory.py:_check_reward_model": "as memory.py:_check_rollout",
