@@ -217,6 +217,11 @@ CASES = [
         [f"{ACTOR}.ppo_mini_batch_size=16", "data.train_batch_size=32"],
     ),
     (
+        f"{GSD_SEVEN} algo=gspo {ACTOR}.clip_ratio_low=0.2 {ACTOR}.clip_ratio_high=0.28",
+        "so that it would not be clipped",
+        [f"{ACTOR}.clip_ratio_low=0.0003 {ACTOR}.clip_ratio_high=0.0004"],
+    ),
+    (
         f"{GSD_SEVEN} reward_model.num_workers=16",
         "does nothing: verl reads",
         ["~reward_model.num_workers reward.num_workers=16"],
