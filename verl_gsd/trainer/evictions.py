@@ -42,6 +42,5 @@ class Evictions:
             f"dynamic sampling has evicted {self._evicted} groups in step {self._counted}, because the values of "
             f"algorithm.filter_groups.metric were equal in each: not above 0 in {self._lowest} of them. "
             "verl generates until enough groups differ. Check the verifier with responses of this model, or use "
-            "easier or harder data. algorithm.filter_groups.enable=false trains on all "
-            "groups.",
+            "easier or harder data. algorithm.filter_groups.enable=false trains on all groups.",
         )

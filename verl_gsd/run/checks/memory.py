@@ -94,9 +94,9 @@ def _check_context_of_vllm(config: DictConfig, shape: Shape) -> Iterator[str]:
     own = shape_of_model(path)
     context = rollout.max_model_len if is_whole(rollout.max_model_len, 1) else shape.positions
     is_told = bool(OmegaConf.select(rollout, "engine_kwargs.vllm.hf_overrides")) or _ALLOW_LONGER in os.environ
-    is_told = is_told or has_scaled_positions(path)  # vLLM then accepts more than max_position_embeddings
+    accepts_more = is_told or has_scaled_positions(path)
     name = OmegaConf.select(rollout, "name")  # verl's files have no default
-    if name == "vllm" and own is not None and context > own.positions < shape.positions and not is_told:
+    if name == "vllm" and own is not None and context > own.positions < shape.positions and not accepts_more:
         yield (
             f"{_POSITIONS}={shape.positions}: vLLM does not see this. It reads {own.positions} from the model's "
             "config.json, and does not start with more. Copy the model, change max_position_embeddings in the "
